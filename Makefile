@@ -1,0 +1,46 @@
+# Everything from a clean clone, on a machine with Python 3.11 or later and make. `make` alone lists the targets.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help install demo test lint types
+.NOTPARALLEL:
+
+help:
+	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
+	@echo "make test     check style and types, run the tests"
+	@echo "make install  only make .venv, with the versions of constraints.txt"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv: some minutes the first time."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# A real anatomy: the MNI152 average that nilearn carries, made of adults of 25 on average. Then a simulated subject,
+# whose picture shows the edit and the truth next to each other.
+demo: $(INSTALLED)
+	@mkdir -p demo
+	$(BIN)/python -c "from nilearn.datasets import load_mni152_template as template; template(resolution=1).to_filename('demo/template_T1w.nii.gz')"
+	$(BIN)/cf-edit --force --age +30 --from age=25 demo/template_T1w.nii.gz
+	$(BIN)/cf-view --force demo/template_T1w.nii.gz demo/template_desc-agePlus30_T1w.nii.gz -o demo/template.png
+	$(BIN)/cf-phantom --force demo/twins -n 1 --seed 7 --twin age=+30
+	$(BIN)/cf-edit --force --age +30 demo/twins demo/edited
+	$(BIN)/cf-view --force demo/twins/sub-0001/anat/sub-0001_T1w.nii.gz \
+		demo/edited/sub-0001/anat/sub-0001_desc-agePlus30_T1w.nii.gz \
+		demo/twins/derivatives/truth/sub-0001/anat/sub-0001_desc-agePlus30_T1w.nii.gz \
+		--label "simulated subject" --label "cf-edit --age +30" --label "truth, 30 years on" -o demo/twin.png
+	@echo "Look at demo/template.png and demo/twin.png; the volumes lie beside them."
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy

@@ -1,0 +1,57 @@
+"""cftools: what there is."""
+
+from __future__ import annotations
+
+import platform
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from cftools import __version__
+from cftools.cli import options, terminal
+from cftools.cli.app import Command
+
+COMMANDS = ("edit", "phantom", "train", "score", "view", "weights")
+
+
+def overview(
+    version: Annotated[
+        bool, typer.Option("--version", help="Versions of cftools, Python and torch, and the device in use.")
+    ] = False,
+    citation: Annotated[
+        str | None, typer.Option("--citation", metavar="PRESET", help="What to cite for a preset.")
+    ] = None,
+) -> None:
+    """List the commands, each with what it is for.
+
+    Example:
+        cftools
+        cftools --version
+        cftools --citation twin
+    """
+    if version:
+        _print_versions()
+    if citation is not None:
+        from cftools.preset import load_preset
+
+        terminal.result(load_preset(citation).citation)
+    if not version and citation is None:
+        terminal.result("Counterfactual brain MRI. Every command has --help, with an example.\n")
+        for name in COMMANDS:
+            command = import_module(f"cftools.cli.{name}").main
+            terminal.result(f"  {command.name:<12}{command.summary}")
+
+
+def _print_versions() -> None:
+    import torch
+
+    device = options.choose_device("auto")
+    terminal.result(f"cftools {__version__}")
+    terminal.result(f"python {platform.python_version()}")
+    terminal.result(f"torch {torch.__version__}")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.usable_cpus()} threads"
+    terminal.result(f"device {device} ({name})")
+
+
+main = Command("cftools", overview)

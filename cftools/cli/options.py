@@ -1,0 +1,147 @@
+"""The options that mean the same in every command, each an annotation: `force: options.Force = False`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cftools.cli.terminal import running
+from cftools.errors import CftoolsWarning, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# The environment each numerical library reads its thread count from, once, when it is first imported.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
+def usable_cpus() -> int:
+    """The CPUs this process may use: on a one-core cluster slot 1, however many the node has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device for auto | cpu | cuda[:i] | mps.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try auto"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has none; try auto")
+    return torch.device(name)
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", value):
+        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:0, mps.")
+    return value
+
+
+def _use_threads(value: int | None) -> int:
+    threads = value or usable_cpus()
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    return threads
+
+
+def _own_stdout(value: str | None) -> str | None:
+    if value == "-":
+        running.stdout_is_data = True
+    return value
+
+
+def _be_strict(value: bool) -> bool:
+    if value:
+        warnings.simplefilter("error", CftoolsWarning)
+    return value
+
+
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=_check_device,
+        rich_help_panel="Running",
+        help="auto, cpu, cuda, cuda:INDEX or mps.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        callback=_use_threads,
+        rich_help_panel="Running",
+        help="CPU threads; by default the CPUs this process may use.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", min=0, rich_help_panel="Running", help="Seed of all random draws."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel="Output", help="Overwrite outputs that exist.")
+]
+SkipExisting = Annotated[
+    bool,
+    typer.Option("--skip-existing", rich_help_panel="Output", help="Leave out what has its output already."),
+]
+VolumeIndex = Annotated[
+    int | None, typer.Option("--volume", metavar="N", min=0, help="Which volume of a 4D input, from 0.")
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=_own_stdout,
+        rich_help_panel="Output",
+        help="Write the facts as JSON; - is stdout.",
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        callback=_be_strict,
+        rich_help_panel="Running",
+        help="Refuse what otherwise only gets a warning.",
+    ),
+]
+
+
+def numbers(text: str, count: int, option: str) -> tuple[float, ...]:
+    """Read `count` finite numbers separated by commas, such as --at 10,-20,5."""
+    words = text.split(",")
+    try:
+        values = tuple(float(word) for word in words)
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(abs(value) < float("inf") for value in values):
+        raise UsageError(f"{option} {text}: give {count} finite numbers separated by commas")
+    return values

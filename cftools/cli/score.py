@@ -1,0 +1,209 @@
+"""cf-score: how good a set of images is."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cftools.cli import options, terminal
+from cftools.cli.app import SOME_FAILED, Command, for_each
+from cftools.errors import UsageError
+
+if TYPE_CHECKING:
+    from cftools.score.counterfactual import Counterfactual, Measured, Row
+
+METRICS = ("truth-ratio", "psnr", "ms-ssim")
+COLUMNS = ("change", "metric", "score", "low", "high", "doing nothing", "subjects")
+# The same columns where programs read them.
+FIELDS = ("setting", "metric", "ours", "low", "high", "nothing", "n")
+
+
+def score(
+    edited: Annotated[
+        str, typer.Argument(metavar="EDITED", help="Folder of edited images, named as cf-edit does; or one.")
+    ],
+    truth: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="Cohort of cf-phantom --twin, with the true counterfactuals; or one image."
+        ),
+    ],
+    before: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The scan that was edited, when EDITED is one image.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="truth_ratio, psnr, ms-ssim; by default all.")
+    ] = None,
+    json: options.Json = None,
+    tsv: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", rich_help_panel="Output", help="Write the table as tab-separated text."),
+    ] = None,
+    force: options.Force = False,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    strict: options.Strict = False,
+) -> int:
+    """Measure edited images against the truth, which simulated twins know.
+
+    truth_ratio: mean absolute error against the truth inside the brain, over that of doing nothing: 0 is
+    perfect, 1 no better than the scan as it was. Of means over subjects; also the mean and the worst of the
+    single images.
+
+    inside_error, outside_error: in the brain (nonzero in the scan or the truth), and outside of it, where
+    nothing truly changes; parts of the scan's brightness, the 99.5th percentile of its nonzero voxels.
+
+    psnr_db: over the whole grid, its peak that brightness. ms_ssim: 3D; its data range is the largest value of
+    all images. low, high: 95 % bootstrap interval over subjects.
+
+    Example:
+        cf-phantom twins/ -n 20 --seed 7 --twin age=+30 && cf-edit --age +30 twins/ edited/
+        cf-score --truth twins/ edited/
+        cf-score --truth twins/ edited/ --metric truth_ratio --json scores.json
+        cf-score --truth true.nii.gz --before scan.nii.gz edited.nii.gz
+    """
+    metrics = _metrics(metric or [])
+    if tsv == "-":
+        raise UsageError("--tsv -: the table on stdout is tab-separated as it is, when piped")
+    if before is not None and Path(truth).is_dir():
+        raise UsageError(f"--before goes with one image, and --truth {truth} is a folder: leave it out")
+    if before is None and not Path(truth).is_dir():
+        what = "is one image: name the scan with --before" if Path(truth).exists() else "does not exist"
+        raise UsageError(f"--truth {truth}: {what}")
+
+    from cftools.score.counterfactual import find_counterfactuals, single_counterfactual, summarise
+
+    missing: list[str] = []
+    if before is not None:
+        pairs = [single_counterfactual(Path(before), Path(truth), Path(edited))]
+    else:
+        pairs, missing = find_counterfactuals(Path(truth), Path(edited))
+    if missing:
+        _warn_of(missing, len(pairs) + len(missing))
+    measured, similarity, code = _measure(pairs, metrics)
+    if not measured:
+        return code
+    rows = summarise(measured, seed)
+    terminal.table(COLUMNS, [_cells(row) for row in rows])
+    if similarity:
+        terminal.say(f"MS-SSIM: data range {similarity['data_range']:g}, the largest value of all images")
+        for size, betas in similarity["betas"].items():
+            exponents = " ".join(f"{beta:.4f}" for beta in betas)
+            terminal.say(f"MS-SSIM: {len(betas)} scales for {size} voxels, exponents {exponents}")
+    done = {(one.subject, one.setting) for one in measured}
+    cohort = {
+        "n": len({one.subject for one in measured}),
+        "truths": len(pairs) + len(missing),
+        "scored": len(measured),
+        "missing": missing,
+        "failed": [str(pair) for pair in pairs if (pair.subject, pair.setting) not in done],
+    }
+    if json:
+        terminal.write_json(_facts(cohort, similarity, rows, measured, seed), json, force)
+    if tsv:
+        from cftools.volume import write_atomic
+
+        lines = [FIELDS, *(_cells(row, digits=9) for row in rows)]
+        write_atomic(Path(tsv), "".join("\t".join(line) + "\n" for line in lines).encode(), force=force)
+    return code
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The metrics asked for, in the order of the table."""
+    asked = [name.strip().replace("_", "-") for text in names for name in text.split(",")]
+    for name in asked:
+        if name not in METRICS:
+            raise UsageError(f"--metric {name}: choose from truth_ratio, psnr, ms-ssim")
+    return tuple(name for name in METRICS if name in asked) or METRICS
+
+
+def _warn_of(missing: Sequence[str], total: int) -> None:
+    import warnings
+
+    from cftools.errors import CftoolsWarning
+
+    names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    text = f"{len(missing)} of {total} true counterfactuals have no edited image: {names}"
+    warnings.warn(text, CftoolsWarning, stacklevel=2)
+
+
+def _measure(
+    pairs: Sequence[Counterfactual], metrics: tuple[str, ...]
+) -> tuple[list[Measured], dict[str, Any], int]:
+    """The scores, MS-SSIM's settings (empty without it) and the exit code; what fails is left out."""
+    from cftools.score.counterfactual import largest_value, measure
+    from cftools.score.image import ms_ssim_weights
+
+    measured: list[Measured] = []
+    largest: dict[Counterfactual, float] = {}
+    betas: dict[str, tuple[float, ...]] = {}
+    data_range, refused = 0.0, 0
+    with terminal.progress("scoring") as report:
+        if "ms-ssim" in metrics:
+            # Its data range is known only once every image was seen, and a cohort need not fit into memory.
+
+            def survey(pair: Counterfactual) -> None:
+                value, shape = largest_value(pair)
+                betas["x".join(map(str, shape))] = ms_ssim_weights(shape)
+                largest[pair] = value
+
+            refused = for_each(pairs, survey)
+            pairs = list(largest)
+            data_range = max(largest.values(), default=0.0)
+
+        def work(pair: Counterfactual) -> None:
+            measured.append(measure(pair, metrics, data_range))
+            report(len(measured), len(pairs), note=str(pair))
+
+        code = for_each(pairs, work) or refused
+    similarity = {"data_range": data_range, "betas": betas} if betas else {}
+    return measured, similarity, SOME_FAILED if measured and code else code
+
+
+def _facts(
+    cohort: dict[str, Any],
+    similarity: dict[str, Any],
+    rows: Sequence[Row],
+    measured: Sequence[Measured],
+    seed: int,
+) -> dict[str, Any]:
+    """What --json writes: the table's rows and each image's own scores; null where there is no number."""
+    from dataclasses import asdict
+
+    from cftools.provenance import command_line
+    from cftools.score.counterfactual import INTERVAL, RESAMPLES
+
+    def known(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+
+    images = [
+        {"subject": one.subject, "setting": one.setting}
+        | {"scores": known(one.scores), "nothing": known(one.nothing)}
+        for one in measured
+    ]
+    return {
+        "command": command_line(["cf-score", *sys.argv[1:]]),
+        "cohort": cohort,
+        "bootstrap": {"resamples": RESAMPLES, "percentiles": INTERVAL, "seed": seed},
+        "ms_ssim": similarity or None,
+        "rows": [known(asdict(row)) for row in rows],
+        "images": images,
+    }
+
+
+def _cells(row: Row, digits: int = 4) -> list[str]:
+    """A row as text, n/a where there is no number."""
+    numbers = (row.ours, row.low, row.high, row.nothing)
+    texts = ["n/a" if math.isnan(number) else f"{number:.{digits}g}" for number in numbers]
+    return [row.setting, row.metric, *texts, str(row.n)]
+
+
+main = Command("cf-score", score)

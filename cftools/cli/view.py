@@ -1,0 +1,111 @@
+"""cf-view: pictures of scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cftools.cli import options, terminal
+from cftools.cli.app import Command
+from cftools.errors import UsageError
+
+
+def view(
+    scans: Annotated[
+        list[str],
+        typer.Argument(metavar="BEFORE [AFTER...]", help="One scan, or several on one grid; - is stdin."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="Picture (.png, .pdf, .svg) or its folder; by default beside the last scan; - is stdout.",
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,Z", help="World mm (RAS) to cut through; by default the brain's centre."),
+    ] = None,
+    plane: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="axial, coronal, sagittal; all three, of a sweep axial alone."),
+    ] = None,
+    volume: options.VolumeIndex = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A title for each scan in turn, instead of its name."),
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option(metavar="VALUE", help="Difference at the ends of the colour scale.")
+    ] = None,
+    radiological: Annotated[
+        bool, typer.Option("--radiological", help="Show the subject's left on the right.")
+    ] = False,
+    dpi: Annotated[int, typer.Option(metavar="N", min=20, max=1200, help="Dots per inch.")] = 150,
+    force: options.Force = False,
+) -> None:
+    """Draw scans: before, after and difference in three planes, or a sweep as a strip.
+
+    With one AFTER the difference (after - before) has its own column, with several its own row. All
+    scans are shown in the grey window of BEFORE.
+
+    Example:
+        cf-view scan.nii.gz scan_desc-agePlus30.nii.gz -o aged.png
+        cf-view scan.nii.gz aged10.nii.gz aged20.nii.gz --label now --label +10 --label +20 -o strip.png
+    """
+    if scans.count("-") > 1:
+        raise UsageError("- is stdin: only one of the scans can come from there")
+    if limit is not None and limit <= 0:
+        raise UsageError(f"--limit {limit:g}: give a difference above 0")
+    point = options.numbers(at, 3, "--at") if at else None
+    destination = _destination(scans[-1], output)
+    planes = [name for names in plane or [] for name in names.split(",")]
+    if not planes:
+        planes = ["axial"] if len(scans) > 2 else ["axial", "coronal", "sagittal"]
+
+    from cftools.report import picture, picture_bytes, save_picture
+    from cftools.volume import Volume
+
+    def load(scan: str, index: int | None) -> Volume:
+        if scan == "-":
+            return Volume.from_bytes(terminal.read_bytes(), index=index)
+        return Volume.load(scan, index)
+
+    # Only BEFORE: what is made from one volume of a 4D scan is 3D.
+    volumes = [load(scan, volume if place == 0 else None) for place, scan in enumerate(scans)]
+    figure = picture(
+        volumes[0],
+        volumes[1:],
+        labels=label or (),
+        at=(point[0], point[1], point[2]) if point else None,
+        planes=planes,
+        radiological=radiological,
+        limit=limit,
+    )
+    if destination is None:
+        terminal.write_bytes(picture_bytes(figure, dpi))
+    else:
+        save_picture(figure, destination, dpi, force=force)
+        terminal.result(destination)
+
+
+def _destination(scan: str, output: str | None) -> Path | None:
+    """Where the picture goes; None for stdout."""
+    if output == "-" or (output is None and scan == "-"):
+        return None
+    path = Path(scan)
+    default = path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".png")
+    if output is None:
+        return default
+    if output.endswith("/") or Path(output).is_dir():
+        Path(output).mkdir(parents=True, exist_ok=True)
+        return Path(output) / default.name
+    return Path(output)
+
+
+main = Command("cf-view", view)

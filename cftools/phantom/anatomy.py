@@ -1,0 +1,234 @@
+"""The anatomy a simulated subject is made from: tissue fractions and regions of a real brain in MNI152 space.
+
+The default is the MNI152 average that nilearn ships; any skull-stripped T1w scan can take its place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from cftools import field
+from cftools.errors import InputError
+from cftools.prepare import GRID_1MM, GRID_2MM, Grid, prepare
+from cftools.volume import Volume
+
+#: Grid of the simulator's velocity fields: 4 mm, over the same box as every model grid.
+FIELD_SHAPE = (40, 48, 44)
+#: Tissue channels of an anatomy, in order.
+TISSUES = ("csf", "grey", "white")
+#: Structures with a label and a volume; the order gives the label value, from 1.
+STRUCTURES = (
+    "cortex",
+    "white_matter",
+    "deep_grey",
+    "hippocampus",
+    "lateral_ventricles",
+    "third_ventricle",
+    "sylvian_fissure",
+    "sulci",
+    "cisterns",
+)
+#: Width of cerebrospinal fluid added around a brain that was cut out tightly: room to shrink into.
+RIM_MM = 1.0
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One real brain, ready to be deformed and rendered.
+
+    Attributes:
+        name: where it comes from.
+        age: years, of the brain as it is here; sex: "F", "M" or None for an average of both.
+        tissues: (1, 3, X, Y, Z) fractions of TISSUES, summing to 1 inside the intracranial mask and 0 outside.
+        strip: (1, 1, X, Y, Z) in 0..1, the brain as a tight skull-stripping leaves it, without the outer rim.
+        regions: (1, 9, *FIELD_SHAPE) fractions of STRUCTURES on the simulator's field grid.
+        labels: (X, Y, Z) uint8, index in STRUCTURES + 1, 0 outside.
+    """
+
+    name: str
+    age: float
+    sex: str | None
+    tissues: Tensor
+    strip: Tensor
+    regions: Tensor
+    labels: np.ndarray
+
+
+def template_anatomy(grid: Grid = GRID_2MM) -> Anatomy:
+    """The MNI152 2009a nonlinear symmetric average with its grey and white matter maps (Fonov et al. 2011).
+
+    Its 152 volunteers were 18 to 43 years old, 25 on average.
+    """
+    t1, grey, white = (_template_map(kind) for kind in ("t1", "gm", "wm"))
+    brain = ndimage.binary_fill_holes(t1 > 0.15)
+    total = np.maximum(grey + white, 1.0)
+    grey, white = grey / total * brain, white / total * brain
+    tissues = np.stack([brain - grey - white, grey, white]).astype(np.float32)
+    return _finish("MNI152", 25.0, None, tissues, brain, grid, rim=0.0)
+
+
+def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: Grid = GRID_2MM) -> Anatomy:
+    """The anatomy of one skull-stripped T1w scan: registered, bias corrected and split into tissues.
+
+    Tissue fractions come from intensity alone: a voxel between the mean of two neighbouring classes of a
+    three-class mixture is a linear mix of them, so the scan's own folds and texture survive.
+    """
+    prepared = prepare(volume, GRID_1MM)
+    image = prepared.image
+    brain = ndimage.binary_fill_holes(ndimage.binary_opening(image > 0.02, iterations=1))
+    means = _class_means(_correct_bias(image, brain)[brain])
+    image = _correct_bias(image, brain)
+    white = np.clip((image - means[1]) / (means[2] - means[1]), 0, 1) * brain
+    fluid = np.clip((means[1] - image) / (means[1] - means[0]), 0, 1) * brain
+    tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)
+    return _finish(name, age, sex, tissues, brain, grid, rim=RIM_MM)
+
+
+def _template_map(kind: str) -> np.ndarray:
+    """nilearn's packaged MNI152 map on the 1 mm grid, 0..1; read by path because importing nilearn is slow."""
+    spec = importlib.util.find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("nilearn is not installed: it ships the MNI152 maps that cf-phantom starts from")
+    file = f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
+    image = nib.load(Path(spec.submodule_search_locations[0]) / "datasets" / "data" / file)
+    assert isinstance(image, nib.Nifti1Image)
+    data = np.asarray(image.dataobj, dtype=np.float32) / 255
+    index_of = np.linalg.inv(image.affine) @ GRID_1MM.affine
+    return ndimage.affine_transform(data, index_of[:3, :3], index_of[:3, 3], GRID_1MM.shape, order=1)
+
+
+def _correct_bias(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """N4 bias field correction (Tustison et al. 2010) by SimpleITK, estimated at a quarter of the resolution."""
+    import SimpleITK as sitk
+
+    full = sitk.GetImageFromArray(image.astype(np.float32) + 0.01)
+    mask = sitk.GetImageFromArray(brain.astype(np.uint8))
+    correct = sitk.N4BiasFieldCorrectionImageFilter()
+    correct.SetMaximumNumberOfIterations([30, 20, 10])
+    correct.Execute(sitk.Shrink(full, [4] * 3), sitk.Shrink(mask, [4] * 3))
+    bias = np.exp(sitk.GetArrayFromImage(correct.GetLogBiasFieldAsImage(full)))
+    return np.asarray(image / bias, dtype=np.float32)
+
+
+def _class_means(values: np.ndarray, iterations: int = 60) -> np.ndarray:
+    """Means of fluid, grey and white matter: a three-class Gaussian mixture fitted by EM to a histogram."""
+    counts, edges = np.histogram(values, bins=256, range=(0, float(np.percentile(values, 99.8))))
+    centres = (edges[1:] + edges[:-1]) / 2
+    means = np.quantile(values, [0.06, 0.40, 0.80])
+    widths = np.full(3, np.diff(means).min() / 2)
+    shares = np.array([0.15, 0.45, 0.40])
+    for _ in range(iterations):
+        density = shares * np.exp(-0.5 * ((centres[:, None] - means) / widths) ** 2) / widths
+        weight = counts[:, None] * density / np.maximum(density.sum(1, keepdims=True), 1e-12)
+        mass = weight.sum(0) + 1e-9
+        means = (weight * centres[:, None]).sum(0) / mass
+        widths = np.sqrt((weight * (centres[:, None] - means) ** 2).sum(0) / mass) + 1e-3
+        shares = mass / mass.sum()
+    return means
+
+
+def _finish(
+    name: str, age: float, sex: str | None, tissues: np.ndarray, brain: np.ndarray, grid: Grid, rim: float
+) -> Anatomy:
+    """Add the rim of fluid, find the structures, and bring all to the grid asked for."""
+    closed = ndimage.binary_closing(np.pad(brain, 8), iterations=4)[8:-8, 8:-8, 8:-8]
+    cranium = ndimage.distance_transform_edt(~closed) <= rim
+    tissues[0] += cranium & ~brain
+    fractions = structures(tissues, cranium)
+    coarse = field.resize(torch.from_numpy(tissues)[None], grid.shape) if grid != GRID_1MM else None
+    stack = torch.from_numpy(fractions)[None]
+    labels = np.where(cranium, fractions.argmax(0) + 1, 0).astype(np.uint8)
+    if grid != GRID_1MM:
+        step = GRID_1MM.shape[0] // grid.shape[0]
+        mean = torch.nn.functional.avg_pool3d(stack, step)[0].numpy()
+        inside = mean.sum(0) > 0.5
+        labels = np.where(inside, mean.argmax(0) + 1, 0).astype(np.uint8)
+    regions = torch.nn.functional.avg_pool3d(stack, GRID_1MM.shape[0] // FIELD_SHAPE[0])
+    strip = torch.from_numpy(brain.astype(np.float32))[None, None]
+    return Anatomy(
+        name,
+        age,
+        sex,
+        torch.from_numpy(tissues)[None] if coarse is None else coarse,
+        strip if coarse is None else field.resize(strip, grid.shape),
+        regions,
+        labels,
+    )
+
+
+def structures(tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
+    """Split tissue fractions at 1 mm into STRUCTURES by where they lie in MNI152 space.
+
+    The regions are generous boxes and tubes in MNI millimetres; what is labelled inside them is the scan's own
+    tissue, so that they need fit only roughly.
+
+    Args:
+        tissues: (3, X, Y, Z) fractions at 1 mm.
+        cranium: (X, Y, Z) bool.
+    Returns:
+        (9, X, Y, Z) float32 fractions, summing to 1 inside the cranium.
+    """
+    origin = GRID_1MM.affine[:3, 3]
+    x, y, z = (
+        (np.arange(n, dtype=np.float32) + start).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, (n, start) in enumerate(zip(GRID_1MM.shape, origin, strict=True))
+    )
+    fluid, grey, white = tissues
+    side = np.abs(x)
+    depth = ndimage.distance_transform_edt(cranium).astype(np.float32)
+
+    body = (side < 27) & (y > -52) & (y < 44) & (z > -3) & (z < 34)
+    trigone = (side > 11) & (side < 42) & (y > -78) & (y < -20) & (z > -6) & (z < 26)
+    temporal = (side > 22) & (side < 44) & (y > -46) & (y < -2) & (z > -26) & (z < -2)
+    third = (side < 6) & (y > -34) & (y < 12) & (z > -16) & (z < 9)
+    cistern = (side < 16) & (y < -30) & (z < 9) | (side < 5) & (z > 22) | (side < 12) & (y < -28) & (z < 12)
+    ventricle = (body | trigone | temporal) & ~third & ~cistern & (depth > 15)
+    ventricle = _connected(ventricle & (fluid > 0.4), ventricle, fluid)
+
+    centre = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [24, 27, 29, 27, 23]).reshape(y.shape)
+    height = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [0, -4, -11, -19, -22]).reshape(y.shape)
+    tube = (y > -42) & (y < -5) & (((side - centre) / 9) ** 2 + ((z - height) / 7) ** 2 < 1)
+    deep = (side < 36) & (y > -34) & (y < 24) & (z > -14) & (z < 20)
+    deep &= (side / 36) ** 2 + ((y + 5) / 30) ** 2 + ((z - 4) / 18) ** 2 < 1
+    sylvian = (side > 27) & (side < 62) & (y > -46) & (y < 30) & (z > -16) & (z < 24)
+
+    # Fluid around the brain stem and cerebellum, and in the middle of the base, ages little.
+    below = (z < -8 - 0.35 * (y + 20)) & (y < -20) | (z < -18) & (y < 0) & (side < 26)
+    below |= (side < 24) & (y > -50) & (y < 16) & (z < 10)
+
+    hippocampus = grey * tube
+    deep_grey = grey * (deep & ~tube)
+    lateral = fluid * ventricle
+    middle = fluid * third
+    fissure = fluid * (sylvian & ~ventricle)
+    cisterns = (fluid - lateral - middle - fissure) * below
+    return np.stack(
+        [
+            grey - hippocampus - deep_grey,
+            white,
+            deep_grey,
+            hippocampus,
+            lateral,
+            middle,
+            fissure,
+            fluid - lateral - middle - fissure - cisterns,
+            cisterns,
+        ]
+    ).astype(np.float32)
+
+
+def _connected(core: np.ndarray, allowed: np.ndarray, fluid: np.ndarray) -> np.ndarray:
+    """The pieces of `core` above 150 mm3, grown by 2 mm into partial-volume voxels that are allowed."""
+    pieces, count = ndimage.label(core)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    kept = (sizes >= 150)[pieces]
+    return ndimage.binary_dilation(kept, iterations=2) & allowed & (fluid > 0.02)

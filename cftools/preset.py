@@ -1,0 +1,347 @@
+"""Presets: each published method as a choice of parts, one flat TOML file with these dataclasses as schema.
+
+What training fixed is not here: it lives in the weights' own metadata. A flag beats a preset's value for the
+weights in use ([tuned]), which beats its own value, which beats the default below. docs/design.md walks all
+presets through.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from cftools.errors import PresetError
+from cftools.schema import FrozenMapping, plain, read, rest
+
+MethodName = Literal["flow", "diffusion", "generator", "token"]
+Task = Literal["edit", "synth", "translate"]
+Carry = Literal["field", "residual", "warp", "replace", "region"]
+Size = Literal["bundled", "full"]
+
+#: What weights can be for, by method; the first is what --weights picks, and no preset goes without it.
+ROLES: dict[MethodName, tuple[str, ...]] = {
+    "flow": ("flow",),
+    "diffusion": ("denoiser", "partner", "space", "text"),
+    "generator": ("generator", "encoder"),
+    "token": ("transformer", "space"),
+}
+#: Solvers that return a zero std: noise would be drawn for nothing, and only they can be run backwards.
+DETERMINISTIC = ("ddim", "euler", "heun")
+#: No preset is longer than this; a file that is was named by mistake.
+LARGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True)
+class FlowSampling:
+    """How a flow is applied: steps, network evaluations; 1 is one shot, more integrate in the condition."""
+
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps must be 1 or more")
+
+
+@dataclass(frozen=True)
+class DiffusionSampling:
+    """How a diffusion model is run.
+
+    Attributes:
+        start: what the loop starts from where there is a scan (without one it is the prior): the prior; the
+            scan noised to start_time; the scan inverted up to it; the end of its recorded chain.
+        start_time: how far up, in (0, 1]; 1 is all noise.
+        solver, steps: how to come down, in how many moves from start_time.
+        noise: what the loop adds std times: zero, fresh draws, the recorded tape, or the partner's codes.
+        guidance: classifier-free scale; 1 is the plain conditional. Inversions always run at 1.
+        constraint: paste the known voxels, or repaint (noise them to each time, and go up and down again).
+        dilation: side k of the kernel that dilates the lesion mask into the region to repaint, in voxels.
+        resample: passes U over each move, 1 without going up again.
+        inversion_iterations, inversion_tolerance: fixed-point iterations a move at most (1 is the papers'
+            first-order inversion), and the relative residual of a subject's latent at which they stop.
+        window_overlap: share of a patch that neighbours share, for weights trained on patches.
+        window_blend: blend the windows at every step, or finished patches.
+        runs: samples averaged into the result.
+    """
+
+    start: Literal["prior", "noised", "inverted", "recorded"]
+    solver: Literal["ddpm", "ddim", "euler", "heun"]
+    steps: int
+    noise: Literal["zero", "fresh", "tape", "paired"]
+    start_time: float = 1.0
+    guidance: float = 1.0
+    constraint: Literal["none", "paste", "repaint"] = "none"
+    dilation: int = 0
+    resample: int = 1
+    inversion_iterations: int = 1
+    inversion_tolerance: float = 0.0
+    window_overlap: float = 0.0
+    window_blend: Literal["step", "finished"] = "step"
+    runs: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "resample", "inversion_iterations", "runs"):
+            _require(getattr(self, name) >= 1, f"{name} must be 1 or more")
+        for name in ("dilation", "inversion_tolerance", "guidance"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative")
+        _require(0 < self.start_time <= 1, "start_time must be above 0 and at most 1")
+        _require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
+        whole_way = self.start_time == 1
+        _require(whole_way or self.start != "prior", "start_time does not go with start prior")
+        deterministic = self.solver in DETERMINISTIC
+        fits = (self.noise == "zero") == deterministic
+        _require(fits, f"solver {self.solver} does not go with noise {self.noise}")
+        inverts = self.start == "inverted"
+        _require(deterministic or not inverts, f"solver {self.solver} cannot be inverted")
+        plays = self.noise == "tape"
+        _require((self.start == "recorded") == plays, "start recorded and noise tape go together")
+        once = self.dilation == 0 and self.resample == 1
+        _require(once or self.constraint == "repaint", "dilation and resample go with constraint repaint")
+        first_order = self.inversion_iterations == 1 and self.inversion_tolerance == 0
+        _require(first_order or inverts, "inversion_iterations and _tolerance go with start inverted")
+
+
+@dataclass(frozen=True)
+class GeneratorSampling:
+    """What a one-shot generator is fed: the scan, its encoding, or, as always without a scan, the prior."""
+
+    start: Literal["scan", "encoded", "prior"]
+    window_overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """How tokens are drawn one after the other: temperature, and the top_k likeliest alone (0: all)."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "temperature must be above 0")
+        _require(self.top_k >= 0, "top_k must not be negative")
+
+
+SAMPLINGS: dict[MethodName, type] = {
+    "flow": FlowSampling,
+    "diffusion": DiffusionSampling,
+    "generator": GeneratorSampling,
+    "token": TokenSampling,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture by name, and all its other keys as arguments (scalars, or lists of them)."""
+
+    architecture: str
+    arguments: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast; one of steps and epochs is 0. ema: decay of the averaged weights, 0 for none."""
+
+    learning_rate: float
+    steps: int = 0
+    epochs: int = 0
+    batch: int = 1
+    weight_decay: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require((self.steps > 0) != (self.epochs > 0), "give steps or epochs, one of them")
+        _require(self.batch >= 1, "batch must be 1 or more")
+        _require(
+            self.learning_rate > 0 and self.weight_decay >= 0, "learning_rate or weight_decay is too small"
+        )
+        _require(0 <= self.ema < 1, "ema must be 0 or more and below 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights of one role come about, at the bundled or the paper's full size; in the file's order.
+
+    Attributes:
+        objective: what is trained, as `cf-train` knows it.
+        initial: weights to start from; empty for none.
+        losses: weight of each term of the objective.
+        data: the objective's own settings for what it is trained on.
+    """
+
+    role: str
+    size: Size
+    objective: str
+    network: Network
+    training: Training
+    initial: str = ""
+    losses: Mapping[str, float] = FrozenMapping()
+    data: Mapping[str, Any] = FrozenMapping()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One method, ready to be told its weights.
+
+    Attributes:
+        title: one line for lists; citation: what to cite.
+        tasks: what it can do; without being told, a command does the first it shares with the preset.
+        weights: names by role, by preference; the first whose facts go with the scan and the task is taken.
+        sampling: the keys of the method's own table.
+        carry: how an edit is brought to the scan's own grid; None where nothing is edited.
+        tuned: sampling and carry keys that hold when certain weights have the main role.
+        recipe: how its weights are trained.
+    """
+
+    name: str
+    title: str
+    citation: str
+    method: MethodName
+    tasks: tuple[Task, ...]
+    weights: Mapping[str, tuple[str, ...]]
+    sampling: FlowSampling | DiffusionSampling | GeneratorSampling | TokenSampling
+    carry: Carry | None = None
+    tuned: Mapping[str, Mapping[str, Any]] = FrozenMapping()
+    recipe: tuple[Recipe, ...] = ()
+
+    def __post_init__(self) -> None:
+        roles = ROLES[self.method]
+        _require(bool(self.tasks), "tasks: name one at least")
+        _require(len(set(self.tasks)) == len(self.tasks), "tasks: name each once")
+        for role, names in self.weights.items():
+            _require(role in roles, f"weights.{role}: a {self.method} method has {', '.join(roles)}")
+            _require(bool(names) and all(names), f"weights.{role}: name one at least")
+        _require(roles[0] in self.weights, f"weights.{roles[0]} is missing")
+        _require((self.carry is None) == (set(self.tasks) == {"synth"}), "carry goes with edit and translate")
+        paired = getattr(self.sampling, "noise", None) == "paired"
+        _require(paired == ("partner" in self.weights), "noise paired and weights.partner go together")
+        known = [name for names in self.weights.values() for name in names]
+        for name in self.tuned:
+            _require(name in known, f"tuned.{name}: no role names these weights")
+        made = [(recipe.role, recipe.size, recipe.objective) for recipe in self.recipe]
+        _require(len(set(made)) == len(made), "two recipes have the same role, size and objective")
+        for recipe in self.recipe:
+            _require(recipe.role in roles, f"recipe.role {recipe.role}: must be one of {', '.join(roles)}")
+
+    @property
+    def main_role(self) -> str:
+        """The role that --weights picks for."""
+        return ROLES[self.method][0]
+
+    def override(self, **values: Any) -> Preset:
+        """The preset with sampling keys or carry set by flags, checked like the file; None means: not given.
+
+        Raises:
+            PresetError: there is no such key in this preset's method, or the value is refused.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        table = plain(self)
+        for name, value in given.items():
+            if name != "carry" and name not in table["sampling"]:
+                raise PresetError(f"preset {self.name}: a {self.method} method has no {name}")
+            (table if name == "carry" else table["sampling"])[name] = value
+        return _build(table, f"preset {self.name}")
+
+    def with_weights(self, name: str) -> Preset:
+        """The preset with one choice of weights for its main role, and the values tuned for them."""
+        table = plain(self)
+        table["weights"][self.main_role] = [name]
+        table["tuned"] = {}
+        return _build(table, f"preset {self.name}").override(**self.tuned.get(name, {}))
+
+    def recipe_for(
+        self, size: Size = "bundled", role: str | None = None, objective: str | None = None
+    ) -> Recipe:
+        """The one recipe for a role (the main one unless told) and size.
+
+        Raises:
+            PresetError: there is none, or there are several and `objective` does not choose.
+        """
+        role = role or self.main_role
+        found = [
+            recipe
+            for recipe in self.recipe
+            if (recipe.role, recipe.size) == (role, size) and objective in (None, recipe.objective)
+        ]
+        if len(found) != 1:
+            objectives = ", ".join(recipe.objective for recipe in found)
+            reason = f"has several recipes, name one: {objectives}" if found else "has no recipe"
+            raise PresetError(f"preset {self.name} {reason} for {role}, {size} size")
+        return found[0]
+
+    def resolved(self) -> dict[str, Any]:
+        """What decides a result, as plain values for the provenance: all but how the weights were made."""
+        left_out = ("recipe", "tuned", "title", "citation")
+        return {key: value for key, value in plain(self).items() if key not in left_out}
+
+
+def presets_folder() -> Path:
+    """Where the shipped presets lie."""
+    return Path(__file__).parent / "presets"
+
+
+def list_presets() -> tuple[str, ...]:
+    """Names of the shipped presets, sorted."""
+    return tuple(sorted(path.stem for path in presets_folder().glob("*.toml")))
+
+
+def load_preset(name: str | Path) -> Preset:
+    """A shipped preset by name, or one's own by the path of its .toml file.
+
+    Raises:
+        PresetError: there is none, or it does not keep to the schema.
+    """
+    shipped = list_presets()
+    if str(name) in shipped:
+        return read_preset(presets_folder() / f"{name}.toml")
+    if Path(name).suffix == ".toml":
+        return read_preset(Path(name))
+    close = get_close_matches(str(name), shipped, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(shipped)}, or give a .toml file"
+    raise PresetError(f"{str(name)!r} is no preset: {hint}")
+
+
+def read_preset(path: Path) -> Preset:
+    """One preset file.
+
+    Raises:
+        PresetError: missing, no TOML, or against the schema.
+    """
+    try:
+        if not path.is_file():
+            raise PresetError(f"{path}: no such file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise PresetError(f"{path}: too large to be a preset")
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise PresetError(f"{path}: not TOML ({reason[:120]})") from None
+    except ValueError as error:  # digits beyond what Python converts
+        raise PresetError(f"{path}: not TOML ({error})") from None
+    preset = _build(table, str(path))
+    for name in preset.tuned:
+        preset.with_weights(name)
+    return preset
+
+
+def _build(table: Mapping[str, Any], where: str) -> Preset:
+    method = table.get("method")
+    if not isinstance(method, str) or method not in ROLES:
+        raise PresetError(f"{where}: method must be one of {', '.join(ROLES)}")
+    sampling = table.get("sampling", {})
+    if not isinstance(sampling, Mapping):
+        raise PresetError(f"{where}: sampling must be a table")
+    kind = next(kind for name, kind in SAMPLINGS.items() if name == method)
+    sampling = read(kind, sampling, f"{where}: sampling", PresetError)
+    return read(Preset, {**table, "sampling": sampling}, where, PresetError)
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)

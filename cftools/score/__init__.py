@@ -1,0 +1,1 @@
+"""Measures: of one image against another, and of counterfactuals against the truth."""

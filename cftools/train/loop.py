@@ -1,0 +1,201 @@
+"""The training loop: one for every objective, exact to the bit across a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from cftools.errors import OutputError, UsageError
+from cftools.volume import write_atomic
+
+
+class Objective(Protocol):
+    """What is trained, on what, and how its error is measured; all randomness is keyed by the step."""
+
+    def network(self) -> nn.Module:
+        """A freshly initialised network; the same for the same seed."""
+
+    def dataset(self) -> Dataset[dict[str, Tensor]]:
+        """Item i is what step i trains on."""
+
+    def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars; "loss" is minimised and the others are only logged."""
+
+    def description(self) -> dict[str, Any]:
+        """Plain values that decide the result; a run resumes only under the same ones."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps; learning_rate: peak of AdamW, after a warm-up over the first 2 % and down a cosine.
+        ema: decay of the averaged weights that are kept in the end.
+        workers: processes that make data.
+        save_every: steps between states that a killed run can resume from.
+        log_every: steps averaged into one line of the log.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    ema: float = 0.995
+    workers: int = 1
+    save_every: int = 100
+    log_every: int = 20
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step."""
+        warmup = max(1, self.steps // 50)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+#: step, steps in all, losses
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def train(
+    objective: Objective,
+    schedule: Schedule,
+    out: Path,
+    progress: Progress | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[nn.Module, float]:
+    """Train, or go on where a killed run stopped, and return the averaged network and the seconds it took.
+
+    The folder `out` holds `state.safetensors` (network, average, optimiser) and `log.jsonl`. At equal threads, a
+    run that was killed and resumed ends with the same bits as one that was not.
+
+    Raises:
+        UsageError: `out` holds a run with other settings.
+        OutputError: `out` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot make the folder ({error.strerror})") from None
+    network = objective.network().to(device)
+    average = objective.network().to(device).requires_grad_(False)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    settings = json.dumps({**asdict(schedule), **objective.description()}, sort_keys=True)
+    state = out / "state.safetensors"
+    start, seconds = _restore(state, settings, network, average, optimiser) if state.exists() else (0, 0.0)
+    log = out / "log.jsonl"
+    _cut_log(log, start)
+
+    items = _items(objective.dataset(), start, schedule)
+    began, sums, count = time.monotonic() - seconds, dict[str, float](), 0
+    with log.open("a", encoding="utf-8") as lines:
+        for step in range(start, schedule.steps):
+            item = {name: value.to(device) for name, value in next(items).items()}
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(step)
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+                losses = objective.losses(network, item)
+            optimiser.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            decay = min(schedule.ema, (step + 1) / (step + 10))
+            with torch.no_grad():
+                for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                    kept.lerp_(new, 1 - decay)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            count += 1
+            done = step + 1
+            if done % schedule.log_every == 0 or done == schedule.steps:
+                means = {name: total / count for name, total in sums.items()}
+                line = {"step": done, "seconds": round(time.monotonic() - began, 1), **means}
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+                if progress:
+                    progress(done, schedule.steps, means)
+                sums, count = {}, 0
+            if done % schedule.save_every == 0 or done == schedule.steps:
+                _save(state, settings, done, time.monotonic() - began, network, average, optimiser)
+    return average, time.monotonic() - began
+
+
+def _items(dataset: Dataset[dict[str, Tensor]], start: int, schedule: Schedule) -> Iterator[dict[str, Tensor]]:
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, schedule.steps),
+        num_workers=schedule.workers,
+        prefetch_factor=4 if schedule.workers else None,
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _tensors(network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for index, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _save(state: Path, settings: str, step: int, seconds: float, *parts: Any) -> None:
+    metadata = {"settings": settings, "step": str(step), "seconds": str(seconds)}
+    write_atomic(state, save(_tensors(*parts), metadata), force=True)
+
+
+def _restore(
+    state: Path, settings: str, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[int, float]:
+    try:
+        with safe_open(state, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{state}: cannot be read ({error}); remove it to start the training over") from None
+    if metadata.get("settings") != settings:
+        raise UsageError(f"{state.parent}: holds a run with other settings; name another folder or remove it")
+    network.load_state_dict(_prefixed(tensors, "network."))
+    average.load_state_dict(_prefixed(tensors, "average."))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in _prefixed(tensors, "optimiser.").items():
+        index, slot = name.split(".", 1)
+        slots.setdefault(int(index), {})[slot] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+    return int(metadata["step"]), float(metadata["seconds"])
+
+
+def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _cut_log(log: Path, step: int) -> None:
+    """Drop what a killed run logged after its last saved state: it is done again."""
+    if not log.exists():
+        return
+    lines = log.read_text(encoding="utf-8").splitlines()
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # the line that the kill cut short
+    write_atomic(log, "".join(kept).encode(), force=True)
