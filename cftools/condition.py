@@ -24,8 +24,8 @@ SPELLINGS = {"sex": {"f": "F", "female": "F", "m": "M", "male": "M"}}
 #: How a null is written on a command line, as in BIDS tables.
 NULL = "n/a"
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", re.ASCII)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 
 class Condition(FrozenMapping[Value]):

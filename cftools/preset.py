@@ -17,8 +17,8 @@ from typing import Any, Literal
 from cftools.errors import PresetError
 from cftools.schema import FrozenMapping, plain, read, rest
 
-MethodName = Literal["flow", "diffusion", "generator", "token"]
-Task = Literal["edit", "synth", "translate"]
+MethodName = Literal["flow", "diffusion", "generator", "token", "reader"]
+Task = Literal["edit", "synth", "translate", "read"]
 Carry = Literal["field", "residual", "warp", "replace", "region"]
 Size = Literal["bundled", "full"]
 
@@ -28,6 +28,7 @@ ROLES: dict[MethodName, tuple[str, ...]] = {
     "diffusion": ("denoiser", "partner", "space", "text"),
     "generator": ("generator", "encoder"),
     "token": ("transformer", "space"),
+    "reader": ("reader",),
 }
 #: Solvers that return a zero std: noise would be drawn for nothing, and only they can be run backwards.
 DETERMINISTIC = ("ddim", "euler", "heun")
@@ -126,11 +127,17 @@ class TokenSampling:
         _require(self.top_k >= 0, "top_k must not be negative")
 
 
+@dataclass(frozen=True)
+class ReaderSampling:
+    """A network that reads a variable off a scan has nothing to choose."""
+
+
 SAMPLINGS: dict[MethodName, type] = {
     "flow": FlowSampling,
     "diffusion": DiffusionSampling,
     "generator": GeneratorSampling,
     "token": TokenSampling,
+    "reader": ReaderSampling,
 }
 
 
@@ -203,7 +210,7 @@ class Preset:
     method: MethodName
     tasks: tuple[Task, ...]
     weights: Mapping[str, tuple[str, ...]]
-    sampling: FlowSampling | DiffusionSampling | GeneratorSampling | TokenSampling
+    sampling: FlowSampling | DiffusionSampling | GeneratorSampling | TokenSampling | ReaderSampling
     carry: Carry | None = None
     tuned: Mapping[str, Mapping[str, Any]] = FrozenMapping()
     recipe: tuple[Recipe, ...] = ()
@@ -216,7 +223,7 @@ class Preset:
             _require(role in roles, f"weights.{role}: a {self.method} method has {', '.join(roles)}")
             _require(bool(names) and all(names), f"weights.{role}: name one at least")
         _require(roles[0] in self.weights, f"weights.{roles[0]} is missing")
-        _require((self.carry is None) == (set(self.tasks) == {"synth"}), "carry goes with edit and translate")
+        _require((self.carry is None) == (set(self.tasks) <= {"synth", "read"}), "carry goes with edit and translate")
         paired = getattr(self.sampling, "noise", None) == "paired"
         _require(paired == ("partner" in self.weights), "noise paired and weights.partner go together")
         known = [name for names in self.weights.values() for name in names]

@@ -127,12 +127,11 @@ def dataset_description(folder: str | Path, name: str, raw: bool = False, **more
         "GeneratedBy": [{"Name": "cftools", "Version": __version__}],
         **more,
     }
-    if not path.exists():
-        try:
-            write_atomic(path, _json(content))
-        except OutputError:
-            if not path.exists():  # otherwise another task wrote it meanwhile
-                raise
+    try:
+        write_atomic(path, _json(content))
+    except OutputError:
+        if not path.exists():
+            raise
     return path
 
 

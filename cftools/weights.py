@@ -30,7 +30,7 @@ METADATA_KEY = "cftools"
 LARGEST_HEADER = 8 << 20
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _ROW = tuple[float, float, float, float]
 _HEADER_ENTRY = {"dtype", "shape", "data_offsets"}
 

@@ -136,9 +136,8 @@ def test_what_the_schema_refuses(tmp_path: Path, old: str, new: str, message: st
         "a." * 3000 + "b = 1",
         "",
         "\x00",
-        "name = 'x'" + "\n" * (1 << 20),
     ],
-    ids=["utf-16", "png", "cut", "twice", "nested", "digits", "dotted", "empty", "nul", "large"],
+    ids=["utf-16", "png", "cut", "twice", "nested", "digits", "dotted", "empty", "nul"],
 )
 def test_what_is_no_preset_at_all(tmp_path: Path, text: str | bytes) -> None:
     refused(tmp_path, text)
@@ -192,6 +191,14 @@ def test_flag_beats_tuned_beats_preset_beats_default() -> None:
     assert sampling(tumour).start_time == 0.6
     assert preset.with_weights("my/own.safetensors").weights["denoiser"] == ("my/own.safetensors",)
     assert preset.override(carry="region").carry == "region"
+
+
+def test_a_file_named_by_mistake_is_not_read(tmp_path: Path) -> None:
+    assert "too large" in refused(tmp_path, TWIN + "\n" * (1 << 20))
+
+
+def test_a_recipe_stands_once(tmp_path: Path) -> None:
+    assert "two recipes" in refused(tmp_path, TWIN + TWIN[TWIN.index("[[recipe]]") :])
 
 
 def test_a_tuned_value_is_checked_when_the_preset_is_read(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_source_name(tmp_path: Path) -> None:
     "extra",
     [
         ["--shard", "3/10"],
-        ["--shard=auto", "--force"],
+        ["--force", "--shard=auto"],
         ["-q", "--skip-existing"],
         ["--json", "facts.json", "-v"],
         ["--participant-label", "01,02"],

@@ -58,11 +58,10 @@ def score(
     inside_error, outside_error: in the brain (nonzero in the scan or the truth), and outside of it, where
     nothing truly changes; parts of the scan's brightness, the 99.5th percentile of its nonzero voxels.
 
-    psnr_db: over the whole grid, its peak that brightness. ms_ssim: 3D; its data range is the largest value of
-    all images. low, high: 95 % bootstrap interval over subjects.
+    psnr_db: over the whole grid, its peak that brightness. ms_ssim: 3D; its data range is the largest value
+    of all images. low, high: 95 % bootstrap interval over subjects.
 
     Example:
-        cf-phantom twins/ -n 20 --seed 7 --twin age=+30 && cf-edit --age +30 twins/ edited/
         cf-score --truth twins/ edited/
         cf-score --truth twins/ edited/ --metric truth_ratio --json scores.json
         cf-score --truth true.nii.gz --before scan.nii.gz edited.nii.gz

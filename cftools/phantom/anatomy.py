@@ -84,8 +84,8 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     prepared = prepare(volume, GRID_1MM)
     image = prepared.image
     brain = ndimage.binary_fill_holes(ndimage.binary_opening(image > 0.02, iterations=1))
-    means = _class_means(_correct_bias(image, brain)[brain])
     image = _correct_bias(image, brain)
+    means = _class_means(image[brain])
     white = np.clip((image - means[1]) / (means[2] - means[1]), 0, 1) * brain
     fluid = np.clip((means[1] - image) / (means[1] - means[0]), 0, 1) * brain
     tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)

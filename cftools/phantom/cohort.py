@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cftools.condition import Change
+from cftools.condition import Change, Condition
 from cftools.errors import OutputError, UsageError
 from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.twins import Aged, Family
 from cftools.prepare import Grid
-from cftools.provenance import dataset_description, write_sidecar
+from cftools.provenance import Provenance, dataset_description, write_sidecar
 from cftools.volume import Volume, write_atomic
 
 #: Ages the simulator knows, years.
@@ -77,13 +77,11 @@ def write_cohort(
             entity = f"_desc-{desc}" if desc else ""
             path = folder / f"{name}{entity}_T1w.nii.gz"
             scan = _volume(aged.image()[0, 0].numpy() * aged.strip()[0, 0].numpy(), grid)
+            known = Condition({"age": round(aged.age, 1), "sex": sex})
+            made = {"subject": index, "anatomy": aged.subject.anatomy.name, "law": family.law.name}
+            provenance = Provenance(command, (), True, target=known, seed=seed, details=made)
+            write_sidecar(path, provenance, force=force)
             scan.save(path, force=force)
-            write_sidecar(
-                path,
-                {"Age": round(aged.age, 1), "Sex": sex, "SkullStripped": True, "Seed": seed, "Subject": index},
-                command=command,
-                force=force,
-            )
             labels = truth / name / "anat" / f"{name}_desc-{desc}structures_dseg.nii.gz"
             labels.parent.mkdir(parents=True, exist_ok=True)
             _volume(aged.labels().numpy(), grid).save(labels, force=force)
@@ -108,19 +106,25 @@ def _subjects(
         age = round(float(np.random.default_rng([seed, 2, index]).uniform(*ages)), 1)
         subject = family.draw(seed, index)
         with torch.inference_mode():
-            changed = [(twin.entity, subject.at(twin.apply(age))) for twin in twins]
+            changed = [(twin.entity, subject.at(_target(twin, age))) for twin in twins]
             yield index, f"sub-{index + 1:04d}", [("", subject.at(age)), *changed]
+
+
+def _target(twin: Change, age: float) -> float:
+    value = twin.target(Condition({"age": age}))
+    if twin.name != "age" or not isinstance(value, float):
+        raise UsageError(f"--twin {twin.name}={twin.value}: the simulator can change age, by or to a number")
+    return value
 
 
 def _age_range(ages: tuple[float, float], twins: Sequence[Change]) -> tuple[float, float]:
     """Ages whose every twin stays within the law's range."""
     low, high = max(ages[0], AGES[0]), min(ages[1], AGES[1])
     for twin in twins:
-        if twin.name != "age":
-            raise UsageError(f"--twin {twin.name}: the simulator can change age only")
-        low = max(low, AGES[0] - (twin.apply(0.0) if twin.relative else 0.0))
-        high = min(high, AGES[1] - (twin.apply(0.0) if twin.relative else 0.0))
-        if not twin.relative and not AGES[0] <= twin.apply(0.0) <= AGES[1]:
+        if twin.relative:
+            shift = _target(twin, 0.0)
+            low, high = max(low, AGES[0] - shift), min(high, AGES[1] - shift)
+        elif not AGES[0] <= _target(twin, 0.0) <= AGES[1]:
             low, high = 1.0, 0.0
     if low > high:
         raise UsageError(f"no age lets every twin stay within {AGES[0]:g}-{AGES[1]:g} years")

@@ -144,7 +144,7 @@ class _Poisson:
     def flow(self, divergence: np.ndarray) -> np.ndarray:
         """(3, X, Y, Z) velocity at voxel centres: each the mean of its two faces along each axis."""
         right = divergence[self.inside].astype(np.float64)
-        psi, _ = linalg.cg(self.laplacian, -(right - right.mean()), rtol=1e-5, maxiter=2000)
+        psi, _ = linalg.cg(self.laplacian, -(right - right.mean()), rtol=1e-3, maxiter=500)
         out = np.zeros((3, *self.inside.shape), dtype=np.float32)
         for axis, (i, j, gradient) in enumerate(self.faces):
             across = gradient @ psi / 2

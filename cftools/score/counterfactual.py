@@ -116,9 +116,8 @@ def find_counterfactuals(folder: Path, edited: Path) -> tuple[list[Counterfactua
     if not found and not missing:
         raise InputError(f"{folder}: no derivatives/truth/sub-*/ in it: give a folder of cf-phantom --twin")
     if not found:
-        raise InputError(
-            f"{edited}: no edited image of the {len(missing)} true counterfactuals in {folder}, such as {example}"
-        )
+        count = f"the {len(missing)} true counterfactuals in {folder}"
+        raise InputError(f"{edited}: no edited image of {count}, such as {example}")
     return found, missing
 
 

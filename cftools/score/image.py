@@ -105,9 +105,9 @@ def ms_ssim(first: Pyramid, second: Pyramid, data_range: float) -> float:
     c = (K range)^2, averaged over the voxels (cs: those a whole window fits around), and not below 0; Wang,
     Simoncelli and Bovik 2003.
 
-    Equal to torchmetrics' multiscale_structural_similarity_index_measure with the same betas, but also defined
-    where that refuses 4 scales although the coarsest holds a window (a shortest side of 88 to 98 voxels). It is
-    over 30 times as fast: the window goes axis by axis, and each image's own part is computed once.
+    Equal to torchmetrics' multiscale_structural_similarity_index_measure with the same betas, but defined too
+    where that refuses 4 scales although the coarsest holds a window (a shortest side of 88 to 98 voxels). It
+    is over 30 times as fast: the window goes axis by axis, and each image's own part is computed once.
 
     Args:
         first, second: of images of one shape.

@@ -1,0 +1,142 @@
+"""cf-train: train a preset's weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cftools.cli import options, terminal
+from cftools.cli.app import Command
+from cftools.errors import UsageError
+
+
+def train(
+    preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to train.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the run; a stopped run goes on in it.")
+    ],
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What it learns to change, or to read; by default age."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="BIDS",
+            help="Also simulate on the anatomy of these T1w scans (as cf-phantom --base); repeatable.",
+        ),
+    ] = None,
+    participant_label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Which of --data; repeatable, comma lists.")
+    ] = None,
+    data_ages: Annotated[
+        str | None, typer.Option(metavar="LOW,HIGH", help="Only those of --data who are this old, years.")
+    ] = None,
+    template: Annotated[
+        bool, typer.Option(help="Simulate on the MNI152 average too; without --data on it alone.")
+    ] = True,
+    law: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="How simulated brains age, as in cf-phantom.")
+    ] = "normative",
+    size: Annotated[str, typer.Option(metavar="bundled|full", help="Which recipe of the preset.")] = "bundled",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change the recipe: training.steps=100, network.velocity_mm=8, losses.field=0.",
+        ),
+    ] = None,
+    source: Annotated[
+        str, typer.Option(metavar="TEXT", help="What --data is and its licence, for the weights' record.")
+    ] = "",
+    licence: Annotated[str, typer.Option(metavar="SPDX", help="Licence of the weights.")] = "Apache-2.0",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+) -> None:
+    """Train the weights of a preset on simulated twins.
+
+    Data are made while training, by the simulator of cf-phantom, over the MNI152 average and any scans given.
+    The run's folder holds the state to resume from, log.jsonl with the losses, and in the end
+    weights.safetensors, which cf-edit --weights takes. Killed and started again, it ends with the same bits.
+
+    Example:
+        cf-train --preset twin --condition age --data bids/ --out runs/mine
+        cf-edit --weights runs/mine/weights.safetensors --age +30 scan.nii.gz
+    """
+    from datetime import UTC, datetime
+
+    from cftools.preset import load_preset
+    from cftools.provenance import command_line
+
+    recipe = _changed(load_preset(preset).recipe_for("full" if size == "full" else "bundled"), set_ or [])
+    if size not in ("bundled", "full"):
+        raise UsageError(f"--size {size}: bundled or full")
+    if not template and not data:
+        raise UsageError("--no-template leaves no anatomy: name scans with --data")
+
+    import torch
+
+    from cftools.cli.bases import base_anatomies
+    from cftools.phantom.anatomy import template_anatomy
+    from cftools.phantom.law import load_law
+    from cftools.prepare import GRID_2MM
+    from cftools.train.recipes import run
+
+    torch.set_num_threads(threads or options.usable_cpus())
+    anatomies = [template_anatomy(GRID_2MM)] if template else []
+    for folder in data or []:
+        anatomies += base_anatomies(folder, GRID_2MM, participant_label, data_ages)
+    names = "MNI152 average (ICBM 2009a, as nilearn ships it)" if template else ""
+    with terminal.progress("training") as report:
+        path = run(
+            recipe,
+            [name for text in condition or ["age"] for name in text.split(",")],
+            anatomies,
+            load_law(law),
+            seed,
+            out,
+            command_line(sys.argv),
+            "; ".join(text for text in (names, source) if text),
+            licence,
+            datetime.now(UTC).date().isoformat(),
+            options.choose_device(device),
+            lambda done, total, losses: report(done, total, note=_losses(losses)),
+        )
+    terminal.result(path)
+
+
+def _losses(losses: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+
+
+def _changed(recipe: Any, settings: list[str]) -> Any:
+    """The recipe with --set's values in it, checked like the preset file.
+
+    Raises:
+        UsageError: not table.key=value. PresetError: against the schema.
+    """
+    import tomllib
+
+    from cftools.errors import PresetError
+    from cftools.preset import Recipe
+    from cftools.schema import plain, read
+
+    table = plain(recipe)
+    for text in settings:
+        name, equals, value = text.partition("=")
+        group, dot, key = name.partition(".")
+        if not (equals and dot and key and isinstance(table.get(group), dict)):
+            raise UsageError(f"--set {text}: write table.key=value, such as training.steps=100")
+        try:
+            table[group][key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise UsageError(f"--set {text}: {value} is no number, true, false, list or quoted text") from None
+    return read(Recipe, table, "--set", PresetError)
+
+
+main = Command("cf-train", train)
