@@ -1,19 +1,27 @@
-"""BIDS folders: which scans they hold, and who is in them."""
+"""BIDS folders: which scans they hold, who is in them, and how files in them are named."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cftools.errors import InputError, UsageError
+from cftools.condition import SPELLINGS, Condition, Value, Variable
+from cftools.errors import CftoolsWarning, ConditionError, InputError, UsageError
 
 IMAGE_ENDINGS = (".nii.gz", ".nii")
+READABLE_ENDINGS = (*IMAGE_ENDINGS, ".mgz", ".mgh", ".hdr", ".img")
+#: Suffixes known as contrasts also in names that do not begin with sub-.
+CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "T1ce")
+#: Units of age by their first letter, as parts of a year: of Units in participants.json, and of DICOM's 049Y.
+PARTS_OF_YEAR = {"y": 1.0, "m": 12.0, "w": 52.18, "d": 365.25}
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class Scan:
 
     Attributes:
         path: the image; subject: with its prefix, "sub-01"; session: "ses-1" or None.
-        age: years, sex: "F" or "M"; None where neither participants.tsv nor the sidecar says.
+        age: years, sex: "F" or "M"; None where neither the tables nor the sidecar say.
         brain: a brain mask or segmentation of it under derivatives/, None where there is none.
     """
 
@@ -42,7 +50,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         suffix: "T1w" and so on; scans with a ce- entity are another contrast and left out.
         labels: subjects to keep, with or without "sub-"; all when empty.
     Raises:
-        UsageError: a label is not there. InputError: there is no such scan at all, or participants.tsv is bad.
+        UsageError: a label is not there. InputError: there is no such scan at all, or a table is bad.
     """
     people = read_participants(folder / "participants.tsv")
     wanted = {label if label.startswith("sub-") else f"sub-{label}" for label in labels}
@@ -50,7 +58,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         path
         for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
         for path in folder.glob(pattern)
-        if _stem(path).endswith(f"_{suffix}") and "_ce-" not in path.name and _stem(path) != path.name
+        if _stem(path).endswith(f"_{suffix}") and "_ce-" not in path.name and path.name.endswith(IMAGE_ENDINGS)
     )
     missing = wanted - {_part(path, "sub") for path in found}
     if missing:
@@ -60,7 +68,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         subject = _part(path, "sub")
         if subject is None or (wanted and subject not in wanted):
             continue
-        person = {**people.get(subject, {}), **_sidecar(path)}
+        person = _person(path, folder, people)
         age, sex = read_age(person.get("age")), read_sex(person.get("sex"))
         scans.append(Scan(path, subject, _part(path, "ses"), age, sex, _brain_of(folder, subject)))
     if not scans:
@@ -68,27 +76,56 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
     return scans
 
 
-def folder_of(path: Path) -> Path | None:
-    """The BIDS folder a scan lies in: the nearest one above it that describes itself or its participants."""
-    for parent in path.absolute().parents:
-        if (parent / "participants.tsv").exists() or (parent / "dataset_description.json").exists():
-            return parent
-    return None
+def known_of(path: Path, variables: Mapping[str, Variable]) -> Condition:
+    """What is known of a scan: from its sidecar, else its session's, else its participant's row of the tables.
+
+    Args:
+        path: the image; the tables are looked for in the folders above it.
+        variables: what to look for, by the name of its column; None where nothing is said.
+    Raises:
+        InputError: a table is bad.
+    Warns:
+        CftoolsWarning: something is said that cannot be understood, such as the age 89+; it counts as unknown.
+    """
+    folder = next((up for up in path.absolute().parents if (up / "participants.tsv").exists()), None)
+    people = read_participants(folder / "participants.tsv") if folder else {}
+    person = _person(path, folder, people)
+    return Condition({name: _value(path, person.get(name), variable) for name, variable in variables.items()})
 
 
-def person_of(path: Path) -> tuple[float | None, str | None]:
-    """Age and sex of one scan, from its sidecar or its folder's participants.tsv."""
-    folder, subject = folder_of(path), _part(path, "sub")
-    people = read_participants(folder / "participants.tsv") if folder and subject else {}
-    person = {**people.get(subject or "", {}), **_sidecar(path)}
-    return read_age(person.get("age")), read_sex(person.get("sex"))
+def contrast_of(path: Path) -> str:
+    """The contrast a file's name says: its BIDS suffix, T1ce for ce-..._T1w; T1w when it says none."""
+    stem = _stem(path)
+    suffix = _suffix(stem) or "T1w"
+    return "T1ce" if suffix == "T1w" and re.search(r"(^|_)ce-", stem) else suffix
 
 
-def read_participants(path: Path) -> dict[str, dict[str, str]]:
+def described(path: Path, description: str) -> str:
+    """A file name with a desc- entity before the suffix: sub-01_T1w.nii -> sub-01_desc-age79_T1w.nii.
+
+    A desc- that is there already stays, and the new one is joined to it. Formats that are only read become .nii.gz.
+    """
+    stem = _stem(path)
+    suffix = _suffix(stem)
+    words = stem.split("_")
+    entities, tail = (words[:-1], words[-1:]) if suffix else (words, [])
+    before = next((word for word in entities if re.fullmatch("desc-[A-Za-z0-9]+", word)), None)
+    if before is None:
+        entities = [*entities, f"desc-{description}"]
+    else:
+        entities[entities.index(before)] = before + description[:1].upper() + description[1:]
+    return "_".join(entities + tail) + (".nii" if path.name.lower().endswith(".nii") else ".nii.gz")
+
+
+def read_participants(path: Path, key: str = "participant_id") -> dict[str, dict[str, str]]:
     """participants.tsv as {participant_id: {column: value}}; empty when there is no such file.
 
+    Ages get the first letter of their unit where the .json beside the table says that it is not the year.
+
+    Args:
+        key: the column that names the rows; session_id of a sub-01_sessions.tsv.
     Raises:
-        InputError: not tab-separated UTF-8 with a participant_id column, ragged, or a subject twice.
+        InputError: not tab-separated UTF-8 with the key's column, ragged, or a name twice.
     """
     if not path.exists():
         return {}
@@ -97,8 +134,9 @@ def read_participants(path: Path) -> dict[str, dict[str, str]]:
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
     rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
-    if not rows or "participant_id" not in rows[0]:
-        raise InputError(f"{path}: the first line needs a participant_id column, separated by tabs")
+    if not rows or key not in rows[0]:
+        raise InputError(f"{path}: the first line needs a {key} column, separated by tabs")
+    unit = _unit_of_age(path.with_suffix(".json"))
     people: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], start=2):
         if not row or row == [""]:
@@ -106,37 +144,89 @@ def read_participants(path: Path) -> dict[str, dict[str, str]]:
         if len(row) != len(rows[0]):
             raise InputError(f"{path}: line {number} has {len(row)} columns, not {len(rows[0])}")
         person = dict(zip(rows[0], row, strict=True))
-        name = person["participant_id"]
+        name = person[key]
         if name in people:
             raise InputError(f"{path}: {name} stands in it twice")
+        if unit != "y" and _NUMBER.fullmatch(person.get("age", "").strip()):
+            person["age"] = person["age"].strip() + unit
         people[name] = person
     return people
 
 
 def read_age(text: object) -> float | None:
-    """Years, or None for n/a and anything that is not a plain number of years."""
-    try:
-        age = float(str(text).strip())
-    except ValueError:
+    """Years, from 49, 49.5, DICOM's 049Y, or 588m; None for n/a and all else that is not a plain number."""
+    word = str(text).strip().lower()
+    number, unit = (word[:-1], word[-1]) if word[-1:] in PARTS_OF_YEAR else (word, "y")
+    if not _NUMBER.fullmatch(number):
         return None
-    return age if math.isfinite(age) and 0 <= age <= 130 else None
+    age = float(number) / PARTS_OF_YEAR[unit]
+    return age if 0 <= age <= 130 else None
 
 
 def read_sex(text: object) -> str | None:
     """ "F" or "M" from the ways BIDS spells them, else None."""
-    word = str(text).strip().lower()
-    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get(word)
+    return SPELLINGS["sex"].get(str(text).strip().lower())
+
+
+def _value(path: Path, said: object, variable: Variable) -> Value:
+    """What a table or sidecar says of one variable, None for nothing or n/a."""
+    word = str(said).strip()
+    if said is None or word.lower() in ("", "n/a"):
+        return None
+    value: Value = None
+    try:
+        if variable.name == "age":
+            value = read_age(word)
+        elif variable.name == "sex":
+            value = read_sex(word)
+        elif variable.kind == "number":
+            value = float(word) if _NUMBER.fullmatch(word) else None
+        else:
+            value = variable.check(word)
+    except ConditionError:
+        value = None
+    if value is None:
+        text = f"{path}: its {variable.name} is given as {word!r}, which is not understood: taken as unknown"
+        warnings.warn(text, CftoolsWarning, stacklevel=3)
+    return value
+
+
+def _person(
+    path: Path, folder: Path | None, people: Mapping[str, Mapping[str, object]]
+) -> dict[str, object]:
+    """All that is said of a scan, by name: participant, then session, then the scan's own sidecar."""
+    subject, session = _part(path, "sub"), _part(path, "ses")
+    person = dict(people.get(subject or "", {}))
+    if folder and subject and session:
+        sessions = read_participants(folder / subject / f"{subject}_sessions.tsv", "session_id")
+        person |= {name: text for name, text in sessions.get(session, {}).items() if text.strip() != "n/a"}
+    return {**person, **_sidecar(path)}
 
 
 def _sidecar(path: Path) -> dict[str, object]:
-    """Age and sex as a scan's own JSON gives them (dcm2niix names)."""
-    sidecar = path.with_name(_stem(path) + ".json")
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    """What a scan's own JSON says (dcm2niix names), or of an edited scan, what it was made."""
+    facts = _json(path.with_name(_stem(path) + ".json"))
     names = {"PatientSex": "sex", "Sex": "sex", "PatientAge": "age", "Age": "age"}
-    return {name: facts[key] for key, name in names.items() if key in facts} if isinstance(facts, dict) else {}
+    said = {name: facts[key] for key, name in names.items() if key in facts}
+    for key in ("cftools", "condition", "target"):
+        inner = facts.get(key)
+        facts = inner if isinstance(inner, dict) else {}
+    return {name: value for name, value in {**said, **facts}.items() if value is not None}
+
+
+def _unit_of_age(path: Path) -> str:
+    """The first letter of the unit that participants.json gives for age; y when it gives none."""
+    age = _json(path).get("age")
+    unit = str(age.get("Units", "")).strip().lower()[:1] if isinstance(age, dict) else ""
+    return unit if unit in PARTS_OF_YEAR else "y"
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _brain_of(folder: Path, subject: str) -> Path | None:
@@ -148,10 +238,16 @@ def _brain_of(folder: Path, subject: str) -> Path | None:
 
 
 def _stem(path: Path) -> str:
-    for ending in IMAGE_ENDINGS:
-        if path.name.endswith(ending):
-            return path.name.removesuffix(ending)
-    return path.name
+    """A file's name without the ending of an image."""
+    lowered = path.name.lower()
+    ending = next((known for known in READABLE_ENDINGS if lowered.endswith(known)), "")
+    return path.name[: len(path.name) - len(ending)]
+
+
+def _suffix(stem: str) -> str | None:
+    """The BIDS suffix in a name: the last word of one that begins with sub-, or one known as a contrast."""
+    last = stem.split("_")[-1]
+    return last if last in CONTRASTS or (stem.startswith("sub-") and last.isalnum()) else None
 
 
 def _part(path: Path, entity: str) -> str | None:

@@ -90,12 +90,9 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (B, C, X, Y, Z), sigma in millimetres, zero beyond the box."""
     for axis, extent in enumerate(BOX):
         n = image.shape[2 + axis]
-        width = sigma * n / extent
-        radius = max(1, int(3 * width + 0.5))
-        offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-        kernel = torch.exp(-0.5 * (offsets / width) ** 2)
-        kernel = (kernel / kernel.sum()).view(1, 1, *[-1 if a == axis else 1 for a in range(3)])
-        padding = [radius if a == axis else 0 for a in range(3)]
-        flat = image.flatten(0, 1)[:, None]
-        image = F.conv3d(flat, kernel, padding=padding).view(image.shape)
-    return image
+        offsets = torch.arange(n, dtype=image.dtype, device=image.device) * (extent / n / sigma)
+        # A matrix product: wide kernels are many times faster so than as a convolution.
+        kernel = torch.exp(-0.5 * (offsets[:, None] - offsets) ** 2)
+        kernel = kernel / (1 + 2 * torch.exp(-0.5 * (offsets[1] * torch.arange(1, 10 * n)) ** 2).sum())
+        image = torch.tensordot(image, kernel, dims=([2 + axis], [0])).movedim(-1, 2 + axis)
+    return image.contiguous()

@@ -24,7 +24,7 @@ FLOORS = (
         "cftools.diffusion.constraint",
         "cftools.diffusion.start",
     },
-    {"cftools.space", "cftools.prepare", "cftools.carry"},
+    {"cftools.space", "cftools.register", "cftools.prepare", "cftools.carry"},
     {"cftools.phantom"},
     {"cftools.methods"},
     {"cftools.train", "cftools.score"},

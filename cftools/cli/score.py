@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cftools.cli import options, terminal
-from cftools.cli.app import SOME_FAILED, Command, for_each
+from cftools.cli.app import Command, for_each
 from cftools.errors import UsageError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _measure(
 
         code = for_each(pairs, work) or refused
     similarity = {"data_range": data_range, "betas": betas} if betas else {}
-    return measured, similarity, SOME_FAILED if measured and code else code
+    return measured, similarity, code
 
 
 def _facts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,7 +101,7 @@ def train(
             load_law(law),
             seed,
             out,
-            command_line(sys.argv),
+            _portable(command_line(sys.argv)),
             "; ".join(text for text in (names, source) if text),
             licence,
             datetime.now(UTC).date().isoformat(),
@@ -108,6 +109,12 @@ def train(
             lambda done, total, losses: report(done, total, note=_losses(losses)),
         )
     terminal.result(path)
+
+
+def _portable(command: str) -> str:
+    """The command with the folder of real scans by its variable, so that the record holds on any machine."""
+    folder = os.environ.get("CFTOOLS_DATA", "").rstrip("/")
+    return command.replace(folder, "$CFTOOLS_DATA") if folder else command
 
 
 def _losses(losses: dict[str, float]) -> str:

@@ -36,8 +36,6 @@ STRUCTURES = (
     "sulci",
     "cisterns",
 )
-#: Width of cerebrospinal fluid added around a brain that was cut out tightly: room to shrink into.
-RIM_MM = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def template_anatomy(grid: Grid = GRID_2MM) -> Anatomy:
     total = np.maximum(grey + white, 1.0)
     grey, white = grey / total * brain, white / total * brain
     tissues = np.stack([brain - grey - white, grey, white]).astype(np.float32)
-    return _finish("MNI152", 25.0, None, tissues, brain, grid, rim=0.0)
+    return _finish("MNI152", 25.0, None, tissues, brain, grid, rim=2.0)
 
 
 def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: Grid = GRID_2MM) -> Anatomy:
@@ -89,7 +87,7 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     white = np.clip((image - means[1]) / (means[2] - means[1]), 0, 1) * brain
     fluid = np.clip((means[1] - image) / (means[1] - means[0]), 0, 1) * brain
     tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)
-    return _finish(name, age, sex, tissues, brain, grid, rim=RIM_MM)
+    return _finish(name, age, sex, tissues, brain, grid, rim=1.0)
 
 
 def _template_map(kind: str) -> np.ndarray:
@@ -138,7 +136,7 @@ def _class_means(values: np.ndarray, iterations: int = 60) -> np.ndarray:
 def _finish(
     name: str, age: float, sex: str | None, tissues: np.ndarray, brain: np.ndarray, grid: Grid, rim: float
 ) -> Anatomy:
-    """Add the rim of fluid, find the structures, and bring all to the grid asked for."""
+    """Add a rim of fluid, room for a tightly cut brain to shrink into; find the structures; change the grid."""
     closed = ndimage.binary_closing(np.pad(brain, 8), iterations=4)[8:-8, 8:-8, 8:-8]
     cranium = ndimage.distance_transform_edt(~closed) <= rim
     tissues[0] += cranium & ~brain

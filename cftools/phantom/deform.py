@@ -142,14 +142,15 @@ class _Poisson:
         self.laplacian = laplacian
 
     def flow(self, divergence: np.ndarray) -> np.ndarray:
-        """(3, X, Y, Z) velocity at voxel centres: each the mean of its two faces along each axis."""
+        """(3, X, Y, Z) velocity at voxel centres: the mean of its two faces along each axis, 0 next to the wall."""
         right = divergence[self.inside].astype(np.float64)
         psi, _ = linalg.cg(self.laplacian, -(right - right.mean()), rtol=1e-3, maxiter=500)
         out = np.zeros((3, *self.inside.shape), dtype=np.float32)
         for axis, (i, j, gradient) in enumerate(self.faces):
-            across = gradient @ psi / 2
-            values = np.bincount(i, across, len(psi)) + np.bincount(j, across, len(psi))
-            out[axis][self.inside] = values
+            across = gradient @ psi
+            mean = (np.bincount(i, across, len(psi)) + np.bincount(j, across, len(psi))) / 2
+            inner = np.bincount(np.r_[i, j], minlength=len(psi)) == 2
+            out[axis][self.inside] = mean * inner
         return out
 
 

@@ -100,15 +100,20 @@ class Aged:
         subject = self.subject
         points = self._points(self.displacement)
         tissues = field.sample(subject.anatomy.tissues, points)
+        # The skull holds still: what a smooth field leaves open at its inside is fluid, what it pushes out is cut.
+        cranium = self._cranium()
+        missing = (cranium - tissues.sum(1, keepdim=True)).clamp(0, 1)
+        tissues = torch.cat([tissues[:, :1] + missing, tissues[:, 1:]], dim=1) * (cranium > 0.5)
         texture = field.sample(subject.scanner.texture, points)
         contrast = subject.law.contrast(self.age, subject.sex)
         return render(tissues, texture, subject.scanner, contrast)
 
     def strip(self) -> Tensor:
         """1 where skull-stripping keeps the image, (1, 1, X, Y, Z)."""
-        anatomy = self.subject.anatomy
-        source = anatomy.strip if self.subject.scanner.tight else anatomy.tissues.sum(1, keepdim=True)
-        return (field.sample(source, self._points(self.displacement)) > 0.5).float()
+        kept = self._cranium() > 0.5
+        if self.subject.scanner.tight:
+            kept &= field.sample(self.subject.anatomy.strip, self._points(self.displacement)) > 0.5
+        return kept.float()
 
     def labels(self) -> Tensor:
         """Structure labels, (X, Y, Z) uint8: 1 + index in STRUCTURES, 0 outside."""
@@ -126,6 +131,11 @@ class Aged:
     def to(self, other: Aged) -> Tensor:
         """The true displacement that turns this image into the one at another age, (1, 3, *FIELD_SHAPE)."""
         return field.compose(self.inverse, other.displacement)
+
+    def _cranium(self) -> Tensor:
+        """The inside of the skull, (1, 1, X, Y, Z) in 0..1; the same at every age."""
+        whole = self.subject.anatomy.tissues.sum(1, keepdim=True)
+        return field.sample(whole, self._points(self.subject.to_base))
 
     def _points(self, displacement: Tensor) -> Tensor:
         shape = tuple(self.subject.anatomy.tissues.shape[2:])

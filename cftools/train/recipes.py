@@ -98,7 +98,7 @@ def run(
     if recipe.objective not in OBJECTIVES:
         raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
     names = sorted(anatomy.name for anatomy in anatomies)
-    data = {"anatomies": names, "law": law.name, "conditions": list(conditions)}
+    data = {"anatomies": names, "law": law.name, "conditions": list(conditions), **recipe.data}
     family = Family(anatomies, law, varied=True)
     objective, variables = OBJECTIVES[recipe.objective](recipe, family, conditions, seed, data)
     training = recipe.training

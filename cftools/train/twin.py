@@ -87,7 +87,7 @@ class TwinObjective:
     """
 
     architecture: TwinArchitecture
-    twins: Twins
+    twins: Dataset[dict[str, Tensor]]
     seed: int
     field_weight: float
     smooth_weight: float
@@ -104,7 +104,7 @@ class TwinObjective:
         return {
             "architecture": asdict(self.architecture),
             "seed": self.seed,
-            "cohort": self.twins.cohort,
+            
             "field_weight": self.field_weight,
             "smooth_weight": self.smooth_weight,
             "data": self.data,

@@ -1,0 +1,145 @@
+"""The simulator: its volumes follow the law, its twins differ in age alone, its files are BIDS."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cftools import field
+from cftools.condition import Change
+from cftools.errors import OutputError, UsageError
+from cftools.phantom.anatomy import STRUCTURES, Anatomy, template_anatomy
+from cftools.phantom.cohort import write_cohort
+from cftools.phantom.deform import TARGETS, Knobs
+from cftools.phantom.law import AgeingLaw, load_law
+from cftools.phantom.twins import Family
+from cftools.prepare import GRID_2MM
+from cftools.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def anatomy() -> Anatomy:
+    return template_anatomy(GRID_2MM)
+
+
+@pytest.fixture(scope="module")
+def law() -> AgeingLaw:
+    return load_law("normative")
+
+
+@pytest.fixture(scope="module")
+def family(anatomy: Anatomy, law: AgeingLaw) -> Family:
+    return Family([anatomy], law)
+
+
+@pytest.fixture(scope="module")
+def cohort(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cohort") / "twins"
+    write_cohort(out, family, GRID_2MM, 2, seed=7, twins=[Change.parse("age", "+30")])
+    return out
+
+
+def test_template_holds_a_brain(anatomy: Anatomy) -> None:
+    ml = dict(zip(STRUCTURES, anatomy.regions[0].sum((1, 2, 3)) * 0.064, strict=True))
+    assert 12 < ml["lateral_ventricles"] < 26
+    assert 6 < ml["hippocampus"] < 14
+    assert 700 < ml["cortex"] < 1100 and 500 < ml["white_matter"] < 800
+    total = anatomy.tissues.sum(1)
+    assert float(total.max()) < 1.01 and float(total.min()) >= 0
+    left, right = (anatomy.labels == 5)[:40].sum(), (anatomy.labels == 5)[40:].sum()
+    assert 0.7 < left / right < 1.4
+
+
+@pytest.mark.parametrize("age", [10, 45, 70, 85])
+@pytest.mark.parametrize("sex", ["F", "M"])
+def test_volumes_follow_the_law(anatomy: Anatomy, law: AgeingLaw, age: float, sex: str) -> None:
+    knobs = Knobs.of(anatomy)
+    wanted = torch.tensor([np.log(law.ratio(name, age, sex)) for name in TARGETS], dtype=torch.float32)
+    amounts = knobs.solve(wanted)
+    displacement = field.exponential(knobs.velocity(amounts))
+    growth = field.jacobian(displacement)
+    regions = anatomy.regions[0, [STRUCTURES.index(name) for name in TARGETS]]
+    got = torch.log((regions * growth).sum((1, 2, 3)) / regions.sum((1, 2, 3)))
+    np.testing.assert_allclose(got.numpy(), wanted.numpy(), atol=0.035)
+    assert float(growth.min()) > 0, "space folds"
+
+
+def test_cranium_does_not_change(family: Family) -> None:
+    subject = family.draw(3, 0)
+    young, old = (subject.at(age).image()[0, 0] > 0 for age in (20.0, 80.0))
+    assert float((young ^ old).sum() / young.sum()) < 0.03
+
+
+def test_a_twin_differs_in_age_alone(family: Family) -> None:
+    subject = family.draw(1, 4)
+    same = subject.at(40.0).image()
+    assert torch.equal(same, subject.at(40.0).image())
+    older = subject.at(70.0)
+    assert older.volumes()["lateral_ventricles"] > 1.3 * subject.at(40.0).volumes()["lateral_ventricles"]
+    assert older.volumes()["cortex"] < subject.at(40.0).volumes()["cortex"]
+
+
+def test_the_true_field_makes_one_twin_the_other(family: Family) -> None:
+    subject = family.draw(1, 2)
+    before, after = subject.at(35.0), subject.at(70.0)
+    moved = field.warp(before.image(), before.to(after))
+    nothing = (before.image() - after.image()).abs().mean()
+    assert (moved - after.image()).abs().mean() < 0.5 * nothing
+
+
+def test_subjects_do_not_depend_on_order(family: Family) -> None:
+    alone = family.draw(5, 3)
+    family.draw(5, 1)
+    again = family.draw(5, 3)
+    assert torch.equal(alone.to_base, again.to_base) and alone.scanner.seed == again.scanner.seed
+
+
+def test_sexes_differ_in_head_size(family: Family) -> None:
+    women = np.mean([sum(family.draw(0, i, "F").at(30.0).volumes().values()) for i in range(8)])
+    men = np.mean([sum(family.draw(0, i, "M").at(30.0).volumes().values()) for i in range(8)])
+    assert 1200 < women < men < 1700
+
+
+def test_cohort_is_bids_with_truth(cohort: Path) -> None:
+    people = list(csv.DictReader((cohort / "participants.tsv").open(), delimiter="\t"))
+    assert [person["participant_id"] for person in people] == ["sub-0001", "sub-0002"]
+    truth = cohort / "derivatives" / "truth"
+    volumes = list(csv.DictReader((truth / "volumes.tsv").open(), delimiter="\t"))
+    for person in people:
+        name = person["participant_id"]
+        assert 5 <= float(person["age"]) <= 70
+        scan = Volume.load(cohort / name / "anat" / f"{name}_T1w.nii.gz")
+        twin = Volume.load(truth / name / "anat" / f"{name}_desc-agePlus30_T1w.nii.gz")
+        np.testing.assert_array_equal(scan.affine, twin.affine)
+        now, then = (row for row in volumes if row["participant_id"] == name)
+        assert float(then["lateral_ventricles"]) > float(now["lateral_ventricles"])
+        assert float(then["age"]) == pytest.approx(float(now["age"]) + 30)
+        labels = Volume.load(truth / name / "anat" / f"{name}_desc-agePlus30structures_dseg.nii.gz")
+        ml = float((labels.array == 5).sum()) * labels.voxel_volume / 1000
+        assert ml == pytest.approx(float(then["lateral_ventricles"]), rel=0.2)
+
+
+def test_cohort_is_the_same_whatever_its_size(cohort: Path, family: Family, tmp_path: Path) -> None:
+    write_cohort(tmp_path / "one", family, GRID_2MM, 1, seed=7, twins=[Change.parse("age", "+30")])
+    name = "sub-0001/anat/sub-0001_T1w.nii.gz"
+    assert (tmp_path / "one" / name).read_bytes() == (cohort / name).read_bytes()
+
+
+def test_cohort_refuses_what_cannot_be(cohort: Path, family: Family) -> None:
+    with pytest.raises(OutputError, match="not empty"):
+        write_cohort(cohort, family, GRID_2MM, 1, seed=7)
+    with pytest.raises(UsageError, match="no age"):
+        write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("age", "+96")])
+    with pytest.raises(UsageError, match="sex"):
+        write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("sex", "F")])
+
+
+def test_altered_law_is_another_world(anatomy: Anatomy, family: Family) -> None:
+    other = Family([anatomy], load_law("altered"))
+    ours, theirs = family.draw(2, 0), other.draw(2, 0)
+    assert torch.equal(ours.to_base, theirs.to_base)
+    assert not torch.allclose(ours.log_ratios(80.0), theirs.log_ratios(80.0), atol=0.05)
