@@ -4,12 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint types
+.PHONY: help install demo test lint types weights
 .NOTPARALLEL:
 
 help:
 	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
 	@echo "make test     check style and types, run the tests"
+	@echo "make weights  train the bundled weights anew, into runs/ (about an hour; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 
 install: $(INSTALLED)
@@ -44,3 +45,11 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# The bundled weights, as their cards describe them; cf-weights add then puts them into weights/.
+ANATOMY := --data $(CFTOOLS_DATA)/ixi --data-ages 40,60 \
+	--source "13 IXI scans of people aged 40 to 60 (brain-development.org, CC BY-SA 3.0)" --licence CC-BY-SA-3.0
+weights: $(INSTALLED)
+	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
+	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm
+	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm

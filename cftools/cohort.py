@@ -58,7 +58,9 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         path
         for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
         for path in folder.glob(pattern)
-        if _stem(path).endswith(f"_{suffix}") and "_ce-" not in path.name and path.name.endswith(IMAGE_ENDINGS)
+        if _stem(path).endswith(f"_{suffix}")
+        and "_ce-" not in path.name
+        and path.name.endswith(IMAGE_ENDINGS)
     )
     missing = wanted - {_part(path, "sub") for path in found}
     if missing:
@@ -77,7 +79,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
 
 
 def known_of(path: Path, variables: Mapping[str, Variable]) -> Condition:
-    """What is known of a scan: from its sidecar, else its session's, else its participant's row of the tables.
+    """What is known of a scan: from its sidecar, else its session's or participant's row of the tables.
 
     Args:
         path: the image; the tables are looked for in the folders above it.
@@ -85,7 +87,7 @@ def known_of(path: Path, variables: Mapping[str, Variable]) -> Condition:
     Raises:
         InputError: a table is bad.
     Warns:
-        CftoolsWarning: something is said that cannot be understood, such as the age 89+; it counts as unknown.
+        CftoolsWarning: what is said cannot be understood, such as the age 89+; it counts as unknown.
     """
     folder = next((up for up in path.absolute().parents if (up / "participants.tsv").exists()), None)
     people = read_participants(folder / "participants.tsv") if folder else {}
@@ -103,7 +105,7 @@ def contrast_of(path: Path) -> str:
 def described(path: Path, description: str) -> str:
     """A file name with a desc- entity before the suffix: sub-01_T1w.nii -> sub-01_desc-age79_T1w.nii.
 
-    A desc- that is there already stays, and the new one is joined to it. Formats that are only read become .nii.gz.
+    A desc- that is there already stays, and the new one is joined to it. What is no .nii becomes .nii.gz.
     """
     stem = _stem(path)
     suffix = _suffix(stem)
@@ -191,9 +193,7 @@ def _value(path: Path, said: object, variable: Variable) -> Value:
     return value
 
 
-def _person(
-    path: Path, folder: Path | None, people: Mapping[str, Mapping[str, object]]
-) -> dict[str, object]:
+def _person(path: Path, folder: Path | None, people: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """All that is said of a scan, by name: participant, then session, then the scan's own sidecar."""
     subject, session = _part(path, "sub"), _part(path, "ses")
     person = dict(people.get(subject or "", {}))

@@ -1,9 +1,13 @@
-"""Editing scans: a preset with its weights, checked before any work, loaded once, applied to one scan after another."""
+"""Editing scans: a preset with its weights, checked before any work and loaded once for all scans."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cftools.cohort import contrast_of
-from cftools.condition import Change, Condition, Value, apply, check
+from cftools.condition import Change, Condition, Value, apply, check, parse_values
 from cftools.errors import CftoolsWarning, ConditionError, PresetError, WeightsError
 from cftools.preset import Preset
-from cftools.provenance import Provenance, command_line, source_name, write_sidecar
+from cftools.provenance import Provenance, command_line, sidecar_path, source_name, write_sidecar
 from cftools.weights import Checkpoint, Facts, facts_of, load, locate
 
 if TYPE_CHECKING:
@@ -48,14 +52,6 @@ class Plan:
     facts: Facts
     clip: bool = False
 
-    def conditions(self, known: Condition, changes: Changes) -> Condition:
-        """The condition that changes lead to from what is known of a scan.
-
-        Raises:
-            ConditionError: out of the weights' range, or relative to something unknown.
-        """
-        return check(apply(changes, known), self.facts.variables, self.clip)
-
 
 def plan(
     preset: Preset,
@@ -65,7 +61,7 @@ def plan(
     steps: int | None = None,
     clip: bool = False,
 ) -> Plan:
-    """Choose weights and check that preset, weights and conditions go together, without loading anything heavy.
+    """Choose weights and check that all goes together: preset, weights, conditions; nothing is loaded yet.
 
     Args:
         preset: as it is shipped.
@@ -87,11 +83,12 @@ def plan(
     name, facts = (able or known)[0]
     if facts.architecture not in architectures:
         needed = " or ".join(architectures)
-        raise PresetError(f"preset {preset.name}: needs {needed} weights, and {name} are {facts.architecture}")
+        raise PresetError(f"preset {preset.name}: needs {needed} weights, {name} are {facts.architecture}")
     label = name if locate(name)[1] else Path(name).stem
     preset = preset.with_weights(label).override(steps=steps)
     if preset.carry not in carries:
-        raise PresetError(f"preset {preset.name}: a {preset.method} method is carried by {', '.join(carries)}")
+        needed = " or ".join(carries)
+        raise PresetError(f"preset {preset.name}: a {preset.method} method needs carry = {needed}")
     with warnings.catch_warnings():
         # Each scan gets its own warning of what is clipped.
         warnings.simplefilter("ignore", CftoolsWarning)
@@ -99,6 +96,33 @@ def plan(
         for changes in sweep:
             _check_changes(facts, changes, clip)
     return Plan(preset, name, facts, clip)
+
+
+def parse_sweep(ages: Sequence[str], assignments: Sequence[str]) -> list[Changes]:
+    """The edits that are asked for: every combination of one value of each variable.
+
+    Args:
+        ages: values of age, "+30" or "-10,+10".
+        assignments: those of other variables, "load=low,high" or "load=low,diagnosis=AD".
+    Raises:
+        ConditionError: none, one twice, or one that cannot be read.
+    """
+    texts = [("age", text) for text in ages]
+    for text in assignments:
+        for part in re.split(r",(?=[^,=]*=)", text):
+            name, equals, values = part.partition("=")
+            if not equals:
+                raise ConditionError(f"{text!r}: {part!r} is not name=value")
+            texts.append((name.strip(), values))
+    values_of: dict[str, list[Change]] = {}
+    for name, text in texts:
+        for change in parse_values(name, text):
+            if change in values_of.setdefault(name, []):
+                raise ConditionError(f"{change.entity} is asked for twice")
+            values_of[name].append(change)
+    if not values_of:
+        raise ConditionError("nothing to change: name a condition, such as --age +30")
+    return list(itertools.product(*values_of.values()))
 
 
 def changeable(facts: Facts) -> tuple[str, ...]:
@@ -112,7 +136,7 @@ def _check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
         check(Condition({change.name: None if change.relative else change.value}), facts.variables, clip)
         if change.name not in changeable(facts):
             can = ", ".join(changeable(facts)) or "nothing"
-            raise ConditionError(f"these weights can change {can}; {change.name} they can only be told (--from)")
+            raise ConditionError(f"these weights can change {can}; {change.name} they are only told (--from)")
         if change.value is None:
             raise ConditionError(f"{change.name}: name a value to change it to")
         if change.relative and facts.variables[change.name].kind != "number":
@@ -130,7 +154,6 @@ class Edited:
         provenance: for the sidecar.
     """
 
-    changes: Changes
     volume: Volume
     source: Condition
     target: Condition
@@ -145,8 +168,21 @@ class Edited:
         Raises:
             OutputError: one of them exists, or cannot be written.
         """
-        write_sidecar(path, self.provenance, force=force)
-        self.volume.save(path, force=force)
+        # A JSON without an image is what a killed run leaves.
+        sidecar = write_sidecar(path, self.provenance, force=force or is_sidecar(sidecar_path(path)))
+        try:
+            self.volume.save(path, force=force)
+        except BaseException:
+            sidecar.unlink(missing_ok=True)
+            raise
+
+
+def is_sidecar(sidecar: Path) -> bool:
+    """Whether a JSON file is a sidecar that cftools wrote."""
+    try:
+        return "cftools" in json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 class Editor:
@@ -175,65 +211,69 @@ class Editor:
             known: what is known of it; what must be and is not, a model reads off the scan.
             dataset: the BIDS folder it belongs to, for the record.
         Raises:
-            ConditionError: something is unknown, or out of range. VolumeError, RegistrationError: as `prepare`.
+            ConditionError: a value is unknown, or out of range.
+            VolumeError, RegistrationError: as `prepare`.
         Warns:
-            CftoolsWarning: a value is a model's guess, or was clipped.
+            CftoolsWarning: another contrast by its name; a value is a model's guess, or was clipped.
         """
-        facts = self.plan.facts
-        name = str(volume.path or "standard input (-)")
-        if volume.path and contrast_of(volume.path) not in facts.contrasts:
-            made_for = f"{self.plan.weights} were made for {', '.join(facts.contrasts)}"
-            text = f"{name}: is a {contrast_of(volume.path)} scan by its name, and {made_for}"
-            warnings.warn(text, CftoolsWarning, stacklevel=2)
-        missing = _missing(known, sweep)
-        for each in missing:
-            _find_reader(each)
-        # Before the expensive part, unless what is known is not complete yet.
+        preset, facts = self.plan.preset, self.plan.facts
+        _check_contrast(volume, facts)
+        names = dict.fromkeys(change.name for changes in sweep for change in changes)
+        missing = [name for name in names if known.get(name) is None]
+        for name in missing:
+            _find_reader(name)
+        # Before the expensive part, unless something is still to be read off the scan.
         conditions = None if missing else self._conditions(known, sweep)
 
         from cftools.prepare import prepare
 
-        self._start_loading()
+        loading = self._load_meanwhile()
         prepared = prepare(volume, _grid(facts))
-        guesses = {each: self._guess(each, prepared, name) for each in missing}
+        method, checkpoint = loading.result()
+        guesses = {name: self._guess(name, prepared) for name in missing}
         source, targets = conditions or self._conditions(known.do(**guesses), sweep)
-        method, checkpoint = self._loaded()
-        used = {self.plan.preset.main_role: checkpoint}
-        used.update({f"{each} reader": self._readers[each][1] for each in missing})
+        weights = {preset.main_role: checkpoint}
+        weights |= {f"reader of {name}": self._readers[name][1] for name in missing}
+        details = {
+            "device": method.device.type,
+            "registration": {"similarity": round(prepared.similarity, 4)},
+            "guessed": guesses,
+        }
         for changes, target in zip(sweep, targets, strict=True):
             provenance = Provenance(
-                command=self._command(changes, source, name),
+                command=_command(self.plan, changes, source, volume),
                 sources=(source_name(volume.path or "stdin", dataset),),
                 skull_stripped=facts.skull_stripped,
-                preset=self.plan.preset,
-                weights=used,
+                preset=preset,
+                weights=weights,
                 source=source,
                 target=target,
                 seed=self.seed,
-                details=self._details(prepared, guesses),
+                details={key: value for key, value in details.items() if value},
             )
-            array = self._edited(method, prepared, source, target)
-            yield Edited(
-                changes, volume.with_array(array), source, target, prepared.similarity, provenance
-            )
+            array = self._apply(method, prepared, source, target)
+            yield Edited(volume.with_array(array), source, target, prepared.similarity, provenance)
 
     def _conditions(self, known: Condition, sweep: Sequence[Changes]) -> tuple[Condition, list[Condition]]:
-        source = check(known, self.plan.facts.variables, self.plan.clip)
-        return source, [self.plan.conditions(known, changes) for changes in sweep]
+        """Source and targets as the weights know them."""
+        variables, clip = self.plan.facts.variables, self.plan.clip
+        targets = [check(apply(changes, known), variables, clip) for changes in sweep]
+        return check(known, variables, clip), targets
 
-    def _edited(
+    def _apply(
         self, method: FlowMethod, prepared: Prepared, source: Condition, target: Condition
     ) -> np.ndarray:
+        """The edited intensities on the scan's own grid."""
         import torch
 
         from cftools.carry import carry_field
 
+        sampling: Any = self.plan.preset.sampling
         with torch.inference_mode():
-            sampling: Any = self.plan.preset.sampling
             deformation = method.edit(prepared, source, target, sampling.steps)
-            return carry_field(prepared, deformation.displacement, deformation.residual)
+        return carry_field(prepared, deformation.displacement, deformation.residual)
 
-    def _guess(self, name: str, prepared: Prepared, scan: str) -> Value:
+    def _guess(self, name: str, prepared: Prepared) -> Value:
         """What a model reads off the scan, with a warning that gives its error."""
         import torch
 
@@ -247,18 +287,21 @@ class Editor:
         reader, _ = self._readers[name]
         with torch.inference_mode():
             value = round(reader.read(prepared), 1)
-        unit = f" {reader.variable.unit}" if reader.variable.unit else ""
-        error = f"off by {reader.error:.1f}{unit} on average" if reader.error == reader.error else "error unknown"
-        text = f"{scan}: its {name} is a guess from the image, {value:g}{unit} ({error}): better give --from {name}=..."
-        warnings.warn(text, CftoolsWarning, stacklevel=2)
+        unit = f" {reader.variable.unit}".rstrip()
+        error = "of unknown error" if math.isnan(reader.error) else f"on average {reader.error:.1f}{unit} off"
+        text = (
+            f"its {name} is a guess from the image: {value:g}{unit}, {error}; better give --from {name}=..."
+        )
+        warnings.warn(f"{_name(prepared.volume)}: {text}", CftoolsWarning, stacklevel=2)
         return value
 
-    def _start_loading(self) -> None:
-        """Importing torch takes as long as a registration, and the two go side by side."""
+    def _load_meanwhile(self) -> Future[tuple[FlowMethod, Checkpoint]]:
+        """Begin to load network and weights: importing torch takes as long as a registration."""
         if self._loading is None:
-            with_one_thread = ThreadPoolExecutor(max_workers=1)
-            self._loading = with_one_thread.submit(self._load)
-            with_one_thread.shutdown(wait=False)
+            pool = ThreadPoolExecutor(max_workers=1)
+            self._loading = pool.submit(self._load)
+            pool.shutdown(wait=False)
+        return self._loading
 
     def _load(self) -> tuple[FlowMethod, Checkpoint]:
         from cftools.methods import FlowMethod
@@ -266,44 +309,16 @@ class Editor:
         checkpoint = load(self.plan.weights)
         return {"flow": FlowMethod}[self.plan.preset.method](checkpoint, self._device()), checkpoint
 
-    def _loaded(self) -> tuple[FlowMethod, Checkpoint]:
-        assert self._loading is not None
-        return self._loading.result()
 
-    def _details(self, prepared: Prepared, guesses: dict[str, Value]) -> dict[str, Any]:
-        method, _ = self._loaded()
-        details: dict[str, Any] = {
-            "device": method.device.type,
-            "registration": {"similarity": round(prepared.similarity, 4)},
-        }
-        if guesses:
-            details["guessed"] = guesses
-        return details
-
-    def _command(self, changes: Changes, source: Condition, scan: str) -> str:
-        """The command that makes this image alone, whatever sweep or batch it came from."""
-        preset = self.plan.preset
-        sampling: Any = preset.sampling
-        words = ["cf-edit", "--preset", preset.name, "--weights", preset.weights[preset.main_role][0]]
-        words += ["--steps", str(sampling.steps)]
-        for change in changes:
-            words += ["--set", f"{change.name}={_text(change.value, signed=change.relative)}"]
-        told = [f"{name}={_text(value)}" for name, value in source.items() if value is not None]
-        if told:
-            words += ["--from", ",".join(told)]
-        if self.plan.clip:
-            words.append("--clip")
-        return command_line([*words, Path(scan).name])
-
-
-def _missing(known: Condition, sweep: Iterable[Changes]) -> list[str]:
-    """What is to be changed and is not known."""
-    names = dict.fromkeys(change.name for changes in sweep for change in changes)
-    return [name for name in names if known.get(name) is None]
+def _check_contrast(volume: Volume, facts: Facts) -> None:
+    contrast = contrast_of(volume.path) if volume.path else facts.contrasts[0]
+    if contrast not in facts.contrasts:
+        text = f"is a {contrast} scan by its name, and the weights were made for {', '.join(facts.contrasts)}"
+        warnings.warn(f"{_name(volume)}: {text}", CftoolsWarning, stacklevel=2)
 
 
 def _find_reader(name: str) -> None:
-    """Raises ConditionError: nothing can read this variable off a scan."""
+    """Raise a ConditionError if nothing can read this variable off a scan."""
     hint = f"the scan's own {name} is unknown: give it with --from {name}=..."
     if name not in READERS:
         raise ConditionError(hint)
@@ -320,6 +335,23 @@ def _grid(facts: Facts) -> Grid:
 
     x, y, z = facts.grid.shape
     return Grid(facts.grid.name, (x, y, z), np.array(facts.grid.affine))
+
+
+def _command(plan: Plan, changes: Changes, source: Condition, volume: Volume) -> str:
+    """The command that makes one image alone, whatever sweep or batch it came from."""
+    preset = plan.preset
+    sampling: Any = preset.sampling
+    words = ["cf-edit", "--preset", preset.name, "--weights", preset.weights[preset.main_role][0]]
+    words += ["--steps", str(sampling.steps)]
+    for change in changes:
+        words += ["--set", f"{change.name}={_text(change.value, signed=change.relative)}"]
+    told = [f"{name}={_text(value)}" for name, value in source.items() if value is not None]
+    words += ["--from", ",".join(told), *(["--clip"] if plan.clip else [])]
+    return command_line([*words, volume.path.name if volume.path else "-"])
+
+
+def _name(volume: Volume) -> str:
+    return str(volume.path or "-")
 
 
 def _text(value: Value, signed: bool = False) -> str:

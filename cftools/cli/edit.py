@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import json as json_format
 import os
-import re
-import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,31 +14,12 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command, for_each
-from cftools.errors import CftoolsWarning, ConditionError, OutputError, UsageError
+from cftools.cli.jobs import Job, check_outputs, list_jobs
+from cftools.errors import CftoolsWarning, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from cftools.condition import Change, Condition
+    from cftools.condition import Condition
     from cftools.editing import Edited, Editor
-
-IMAGE_ENDINGS = (".nii", ".nii.gz")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan, and where its edits go.
-
-    Attributes:
-        scan: None is stdin.
-        edits: for each output, what is changed; None is stdout.
-        dataset: the BIDS folder the scan was found in, None for a scan named by itself.
-    """
-
-    scan: Path | None
-    edits: dict[Path | None, tuple[Change, ...]]
-    dataset: Path | None = None
-
-    def __str__(self) -> str:
-        return str(self.scan or "-")
 
 
 def edit(
@@ -58,7 +34,7 @@ def edit(
     age: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="YEARS", help="Age to give: 79, or +30 and -10 from the scan's own. Repeatable, comma lists."
+            metavar="YEARS", help="The age to give: 79, or +30, -10 from the scan's own; several are a sweep."
         ),
     ] = None,
     set_: Annotated[
@@ -72,8 +48,8 @@ def edit(
         typer.Option(
             "--from",
             metavar="NAME=VALUE",
-            help="What the scan is now: age=49,sex=F. Else the scan's JSON or participants.tsv say it, else an "
-            "age model guesses.",
+            help="What the scan is now: age=49,sex=F. Else its JSON or participants.tsv say it; else a model "
+            "guesses the age.",
         ),
     ] = None,
     clip: Annotated[
@@ -89,7 +65,7 @@ def edit(
     volume: options.VolumeIndex = None,
     participant_label: Annotated[
         list[str] | None,
-        typer.Option(metavar="LABEL", help="Which subjects of a BIDS folder. Repeatable, comma lists."),
+        typer.Option(metavar="LABEL", help="Which subjects of a BIDS folder; repeatable, comma lists."),
     ] = None,
     output: Annotated[
         str | None,
@@ -111,8 +87,8 @@ def edit(
 ) -> int:
     """Show a scan as it would be under another condition, such as thirty years older.
 
-    The result has the scan's own grid and header, and a JSON file beside it that says how it came about. Several
-    values are a sweep: the scan is prepared once. Of a BIDS folder the result is a BIDS derivative.
+    The result has the scan's own grid and header, and a JSON beside it that says how it came about. For
+    several values the scan is prepared once. From a BIDS folder come BIDS derivatives.
 
     Example:
         cf-edit --age +30 sub-01_T1w.nii.gz
@@ -121,20 +97,18 @@ def edit(
         cf-edit --age +30 -o out/ sub-*.nii.gz
         cf-edit --age +30 bids/ derivatives/ --participant-label 01,02
     """
-    from cftools.condition import parse_condition
-
     if force and skip_existing:
         raise UsageError("--force and --skip-existing contradict each other: choose one")
-    sweep = parse_sweep(age or [], set_ or [])
-    told = parse_condition(from_ or [])
 
-    from cftools.editing import Editor, plan
+    from cftools.condition import parse_condition
+    from cftools.editing import Editor, parse_sweep, plan
     from cftools.preset import load_preset
 
+    sweep, told = parse_sweep(age or [], set_ or []), parse_condition(from_ or [])
     method = plan(load_preset(preset), sweep, told, weights, steps, clip)
     labels = [label for text in participant_label or [] for label in text.split(",")]
     jobs = list_jobs(scans, output, labels, sweep, method.facts.contrasts[0])
-    jobs = check_outputs(jobs, json, force, skip_existing, named=output is not None)
+    jobs = check_outputs(jobs, json, force, skip_existing, sure=output is not None or len(scans) == 1)
     if device not in ("auto", "cpu"):
         options.choose_device(device)
     editor = Editor(method, lambda: options.choose_device(device), seed)
@@ -146,7 +120,7 @@ def edit(
         def work(job: Job) -> None:
             with _noting(str(job), strict) as notes:
                 for path, edited, seconds in _edited(editor, job, told, volume):
-                    _write(path, edited, force)
+                    _write(job, path, edited, force)
                     facts.append(_facts(job, path, edited, seconds, notes))
                     if total > 1:
                         report(len(facts), total, note=str(job))
@@ -157,108 +131,78 @@ def edit(
     return code
 
 
-def parse_sweep(ages: Sequence[str], assignments: Sequence[str]) -> list[tuple[Change, ...]]:
-    """The edits that are asked for: every combination of one value of each variable.
+def _edited(
+    editor: Editor, job: Job, told: Condition, index: int | None
+) -> Iterator[tuple[Path | None, Edited, float]]:
+    """Each output of a job, the edit for it, and its seconds; the first has those of the preparation."""
+    from cftools.cohort import known_of
+    from cftools.condition import Condition
+    from cftools.volume import Volume
 
-    Args:
-        ages: of --age; assignments: of --set, "load=low,high" or "load=low,diagnosis=AD".
-    Raises:
-        ConditionError: none, one twice, or one that cannot be read.
-    """
-    from cftools.condition import parse_values
-
-    texts = [("age", text) for text in ages]
-    for text in assignments:
-        for part in re.split(r",(?=[^,=]*=)", text):
-            name, equals, values = part.partition("=")
-            if not equals:
-                raise ConditionError(f"--set {text}: {part!r} is not name=value")
-            texts.append((name.strip(), values))
-    values_of: dict[str, list[Change]] = {}
-    for name, text in texts:
-        for change in parse_values(name, text):
-            if change in values_of.setdefault(name, []):
-                raise ConditionError(f"{name}: {change.entity} is asked for twice")
-            values_of[name].append(change)
-    if not values_of:
-        raise ConditionError("nothing to change: name a condition, such as --age +30")
-    return list(itertools.product(*values_of.values()))
+    start = time.monotonic()
+    variables = editor.plan.facts.variables
+    known = Condition(dict.fromkeys(variables))
+    if job.scan and told.keys() != known.keys():
+        known = known_of(job.scan, variables)
+    scan = Volume.load(job.scan, index) if job.scan else Volume.from_bytes(terminal.read_bytes(), index=index)
+    edits = editor.edit(scan, known.do(**told), [changes for _, changes in job.edits], job.dataset)
+    for (path, _), edited in zip(job.edits, edits, strict=True):
+        yield path, edited, time.monotonic() - start
+        start = time.monotonic()
 
 
-def list_jobs(
-    words: Sequence[str],
-    output: str | None,
-    labels: Sequence[str],
-    sweep: Sequence[tuple[Change, ...]],
-    contrast: str,
-) -> list[Job]:
-    """Scans and outputs from the words of the command line.
+def _write(job: Job, path: Path | None, edited: Edited, force: bool) -> None:
+    if path is None:
+        terminal.write_bytes(edited.volume.to_bytes())
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be made ({error.strerror}): name another folder") from None
+    if job.dataset and job.derivatives:
+        from cftools.provenance import dataset_description
 
-    Args:
-        output: of -o; without it the second of two words.
-        labels: participants of a BIDS folder to keep.
-        contrast: which scans of a BIDS folder to take.
-    Raises:
-        UsageError: they make no sense together.
-    """
-    words = list(words)
-    if output is None and len(words) > 1:
-        if len(words) > 2:
-            raise UsageError(f"{len(words)} scans: name a folder for the results with -o DIR")
-        output = words.pop()
-    if any(Path(word).is_dir() for word in words):
-        return _jobs_of_dataset(words, output, labels, sweep, contrast)
-    if labels:
-        raise UsageError(f"--participant-label goes with a BIDS folder, and {words[0]} is none")
-    if "-" in words:
-        if len(words) > 1:
-            raise UsageError("- is stdin: it cannot be one of several scans")
-        output = output or "-"
-    if output == "-":
-        if len(words) > 1 or len(sweep) > 1:
-            raise UsageError("- is stdout: it takes one image; name a folder with -o DIR")
-        scan = None if words[0] == "-" else Path(words[0])
-        return [Job(scan, {None: sweep[0]})]
-    if output is not None and not _is_folder(output, several=len(words) > 1 or len(sweep) > 1):
-        return [Job(None if words[0] == "-" else Path(words[0]), {Path(output): sweep[0]})]
-    if words[0] == "-":
-        raise UsageError("- is stdin, which has no name: name the output image")
-    return [_job(Path(word), Path(output) if output else Path(word).parent, sweep) for word in words]
+        links = {"raw": os.path.relpath(job.dataset, job.derivatives)}
+        dataset_description(job.derivatives, "Scans under other conditions", DatasetLinks=links)
+    edited.save(path, force)
+    terminal.result(path)
 
 
-def _job(scan: Path, folder: Path, sweep: Sequence[tuple[Change, ...]], dataset: Path | None = None) -> Job:
-    """A scan whose outputs have their default names in a folder."""
-    from cftools.cohort import described
-    from cftools.condition import entity
+def _facts(
+    job: Job, path: Path | None, edited: Edited, seconds: float, notes: Sequence[str]
+) -> dict[str, Any]:
+    from cftools.schema import plain
 
-    return Job(scan, {folder / described(scan, entity(changes)): changes for changes in sweep}, dataset)
-
-
-def _jobs_of_dataset(
-    words: Sequence[str],
-    output: str | None,
-    labels: Sequence[str],
-    sweep: Sequence[tuple[Change, ...]],
-    contrast: str,
-) -> list[Job]:
-    from cftools.cohort import find_scans
-
-    dataset = Path(words[0])
-    if len(words) > 1:
-        raise UsageError("a BIDS folder goes alone: edit folders one by one, and scans without them")
-    if output is None or not _is_folder(output, several=True):
-        raise UsageError(f"{dataset}: is a folder: name a folder for the derivatives too")
-    if Path(output).resolve() == dataset.resolve():
-        raise UsageError(f"{dataset}: is the dataset itself: name another folder for the derivatives")
-    found = [scan.path for scan in find_scans(dataset, contrast, labels)]
-    return [_job(path, output / path.parent.relative_to(dataset), sweep, dataset) for path in found]
+    return {
+        "input": str(job),
+        "output": str(path or "-"),
+        "source": plain(edited.source),
+        "target": plain(edited.target),
+        "seconds": round(seconds, 2),
+        "registration": {"similarity": round(edited.similarity, 4)},
+        "warnings": list(notes),
+    }
 
 
-def _is_folder(output: str, several: bool) -> bool:
-    """Whether an output is a folder; else it is one image."""
-    is_image = output.lower().endswith(IMAGE_ENDINGS)
-    if output == "-" or (several and is_image and not Path(output).is_dir()):
-        raise UsageError(f"{output}: several images need a folder: name one with -o DIR")
-    if not several and not is_image and not output.endswith("/") and not Path(output).is_dir():
-        raise OutputError(f"{output}: an image ends in .nii or .nii.gz, and a new folder in /")
-    return output.endswith("/") or Path(output).is_dir() or several
+@contextmanager
+def _noting(name: str, strict: bool) -> Iterator[list[str]]:
+    """Gather the warnings about one scan, each shown with its name."""
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        if not strict:
+            # Two scans may have the same to be said of them.
+            warnings.simplefilter("always", CftoolsWarning)
+
+        def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, CftoolsWarning):
+                text = str(message) if name in str(message) else f"{name}: {message}"
+                notes.append(text)
+                message = category(text)
+            show(message, category, *where, **more)
+
+        warnings.showwarning = note
+        yield notes
+
+
+main = Command("cf-edit", edit)

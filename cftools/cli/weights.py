@@ -9,7 +9,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command, for_each
-from cftools.errors import WeightsError
+from cftools.errors import UsageError, WeightsError
 
 
 def list_weights(json: options.Json = None, force: options.Force = False) -> None:
@@ -85,6 +85,41 @@ def verify_weights(
     return for_each(wanted, check)
 
 
+def add(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Weights, as cf-train leaves them.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call them: small letters, digits, -.")],
+    description: Annotated[str, typer.Option(metavar="TEXT", help="One line for lists.")],
+    serves: Annotated[list[str], typer.Option(metavar="PRESET", help="Which preset; repeatable.")],
+    score: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A figure measured since, for their record; repeatable."),
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Put weights among the bundled ones of this installation.
+
+    The file is copied beside the index, with the scores in its record.
+
+    Example:
+        cf-weights add runs/mine/weights.safetensors twin-mine --description "my cohort" --serves twin
+    """
+    from dataclasses import replace
+
+    from cftools.condition import parse_assignments
+    from cftools.schema import FrozenMapping
+    from cftools.weights import SUFFIX, add_to_index, bundled_dir, load, save
+
+    scores = {change.name: change.value for change in parse_assignments(score or [])}
+    if not all(isinstance(value, float) for value in scores.values()):
+        raise UsageError("--score: a score is a number, such as truth_ratio=0.31")
+    checkpoint = load(file)
+    measured = FrozenMapping({**checkpoint.facts.scores, **{k: float(str(v)) for k, v in scores.items()}})
+    path = bundled_dir() / f"{name}{SUFFIX}"
+    save(path, checkpoint.tensors, replace(checkpoint.facts, scores=measured), force=force)
+    add_to_index(name, path, description, tuple(serves))
+    terminal.result(path)
+
+
 def _lines(table: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     """Nested facts as `key.key` and a value on one line."""
     lines: list[tuple[str, str]] = []
@@ -100,6 +135,6 @@ def _lines(table: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 main = Command(
     "cf-weights",
-    actions={"list": list_weights, "info": info, "verify": verify_weights},
-    summary="List, describe and verify the bundled weights.",
+    actions={"list": list_weights, "info": info, "verify": verify_weights, "add": add},
+    summary="List, describe, verify and add bundled weights.",
 )

@@ -1,0 +1,202 @@
+"""Which scans a command line names, where their results go, and whether they can go there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cftools.cli import terminal
+from cftools.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from cftools.editing import Changes
+
+IMAGE_ENDINGS = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan, and where its edits go.
+
+    Attributes:
+        scan: None is stdin.
+        edits: each output, None for stdout, and what is changed in it.
+        dataset, derivatives: the BIDS folders it was found in and goes to; None for a scan named by itself.
+    """
+
+    scan: Path | None
+    edits: tuple[tuple[Path | None, Changes], ...]
+    dataset: Path | None = None
+    derivatives: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.scan or "-")
+
+
+def list_jobs(
+    words: Sequence[str],
+    output: str | None,
+    labels: Sequence[str],
+    sweep: Sequence[Changes],
+    contrast: str,
+) -> list[Job]:
+    """Scans and outputs from the words of a command line.
+
+    Args:
+        output: of -o; without it the second of two words.
+        labels: participants of a BIDS folder to keep.
+        sweep: the edits to make of each scan.
+        contrast: which scans of a BIDS folder to take.
+    Raises:
+        UsageError: they make no sense together. InputError: a BIDS folder has no such scan.
+    """
+    words = list(words)
+    if output is None and len(words) > 1:
+        if len(words) > 2:
+            raise UsageError(f"{len(words)} scans: name a folder for the results with -o DIR")
+        output = words.pop()
+    if any(Path(word).is_dir() for word in words):
+        return _jobs_of_dataset(words, output, labels, sweep, contrast)
+    if labels:
+        raise UsageError(f"--participant-label goes with a BIDS folder, and {words[0]} is none")
+    several = len(words) > 1 or len(sweep) > 1
+    if "-" in words and len(words) > 1:
+        raise UsageError("- is stdin: it cannot be one of several scans")
+    if words == ["-"] and output is None:
+        output = "-"
+    scan = None if words[0] == "-" else Path(words[0])
+    if output == "-":
+        if several:
+            raise UsageError("- is stdout: it takes one image; name a folder with -o DIR")
+        return [Job(scan, ((None, sweep[0]),))]
+    if output is not None and not _is_folder(output, several):
+        if not Path(output).parent.is_dir():
+            raise OutputError(f"{output}: the folder {Path(output).parent} does not exist: make it first")
+        return [Job(scan, ((Path(output), sweep[0]),))]
+    if scan is None:
+        raise UsageError("- is stdin, which has no name: name the output image")
+    return [_job(Path(word), Path(output) if output else Path(word).parent, sweep) for word in words]
+
+
+def check_outputs(
+    jobs: Sequence[Job], json: str | None, force: bool, skip_existing: bool, sure: bool
+) -> list[Job]:
+    """The jobs that are left to do, once every output can be written and harms no input.
+
+    Args:
+        json: of --json.
+        sure: whether an output is surely meant as one. The second of two words may be a scan that a glob
+            found, and is then not replaced even with --force unless it was made by cftools.
+    Raises:
+        UsageError, OutputError: an output exists, comes twice, is an input, or has no folder it can go to.
+    """
+    from cftools.provenance import sidecar_path
+
+    scans = [job.scan for job in jobs if job.scan is not None]
+    inputs = {_identity(path) for scan in scans for path in (scan, sidecar_path(scan))} - {None}
+    makers: dict[Path, Job] = {}
+    left: list[Job] = []
+    skipped = 0
+    for job in jobs:
+        edits: list[tuple[Path | None, Changes]] = []
+        for path, changes in job.edits:
+            if path is None:
+                if json == "-":
+                    raise UsageError("stdout takes the image or --json -, not both: name a file for one")
+                terminal.write_bytes(b"")  # refuses a terminal now rather than after the work
+            else:
+                sidecar = sidecar_path(path)
+                if {_identity(path), _identity(sidecar)} & inputs:
+                    raise OutputError(f"{path}: it, or the JSON beside it, is an input: name another output")
+                place = sidecar.parent.resolve() / sidecar.name
+                if place in makers:
+                    raise UsageError(f"{path}: would come from {makers[place]} and {job}: use two folders")
+                makers[place] = job
+                if skip_existing and path.exists():
+                    skipped += 1
+                    continue
+                _check_output(path, sidecar, force, sure)
+            edits.append((path, changes))
+        if edits:
+            left.append(replace(job, edits=tuple(edits)))
+    if json and json != "-":
+        place = Path(json).resolve()
+        if place in makers or _identity(place) in inputs:
+            raise UsageError(f"--json {json}: is the JSON of an image: name another file")
+        _check_output(Path(json), Path(json), force, sure=True)
+    if skipped:
+        terminal.say(f"{skipped} of {skipped + sum(len(job.edits) for job in left)} exist already, left out")
+    return left
+
+
+def _jobs_of_dataset(
+    words: Sequence[str],
+    output: str | None,
+    labels: Sequence[str],
+    sweep: Sequence[Changes],
+    contrast: str,
+) -> list[Job]:
+    from cftools.cohort import find_scans
+
+    dataset = Path(words[0])
+    if len(words) > 1:
+        raise UsageError("a BIDS folder goes alone: edit folders one by one, and scans without them")
+    if output is None or not _is_folder(output, several=True):
+        raise UsageError(f"{dataset}: is a folder: name a folder for the derivatives too")
+    root = Path(output)
+    if root.resolve() == dataset.resolve():
+        raise UsageError(f"{dataset}: is the dataset itself: name another folder for the derivatives")
+    found = [scan.path for scan in find_scans(dataset, contrast, labels)]
+    jobs = [_job(path, root / path.parent.relative_to(dataset), sweep) for path in found]
+    return [replace(job, dataset=dataset, derivatives=root) for job in jobs]
+
+
+def _job(scan: Path, folder: Path, sweep: Sequence[Changes]) -> Job:
+    """A scan whose outputs have their default names in a folder."""
+    from cftools.cohort import described
+    from cftools.condition import entity
+
+    return Job(scan, tuple((folder / described(scan, entity(changes)), changes) for changes in sweep))
+
+
+def _is_folder(output: str, several: bool) -> bool:
+    """Whether an output is a folder; else it is one image."""
+    if output.endswith("/") or Path(output).is_dir():
+        return True
+    is_image = output.lower().endswith(IMAGE_ENDINGS)
+    if several and (is_image or output == "-"):
+        raise UsageError(f"{output}: several images need a folder: name one with -o DIR")
+    if not several and not is_image:
+        raise OutputError(f"{output}: an image ends in .nii or .nii.gz, and a new folder in /")
+    return several
+
+
+def _check_output(path: Path, sidecar: Path, force: bool, sure: bool) -> None:
+    """Raise an OutputError if an image, or the JSON beside it, cannot or must not be written."""
+    from cftools.editing import is_sidecar
+
+    ours = is_sidecar(sidecar)
+    for each in (path, sidecar):
+        if not os.path.lexists(each) or (each != path and ours):
+            continue
+        if each.is_dir():
+            raise OutputError(f"{each}: is a folder: name another output")
+        if not force:
+            raise OutputError(f"{each}: exists already: --force replaces it; several scans go with -o DIR")
+        if not (sure or ours):
+            raise OutputError(f"{each}: was not made by cftools: to replace it nevertheless, name it with -o")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {above} is no folder that can be written to: name another one")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same for two names of one file, None for no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,121 @@
+"""The training loop: exact resume whatever killed it, an honest log, and settings that may not change."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from cftools.errors import UsageError
+from cftools.train.loop import Schedule, train
+
+
+class Points(Dataset[dict[str, Tensor]]):
+    """y = 3x - 1 at points that depend on the step alone."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        x = torch.randn(16, 1, generator=torch.Generator().manual_seed(index))
+        return {"x": x, "y": 3 * x - 1}
+
+
+class Line:
+    """A regression that anything can learn."""
+
+    def __init__(self, width: int = 8) -> None:
+        self.width = width
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(1, self.width), nn.SiLU(), nn.Linear(self.width, 1))
+
+    def dataset(self) -> Dataset[dict[str, Tensor]]:
+        return Points()
+
+    def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        error = (network(item["x"]).float() - item["y"]).square().mean()
+        return {"loss": error, "absolute": error.sqrt()}
+
+    def description(self) -> dict[str, Any]:
+        return {"width": self.width}
+
+
+SCHEDULE = Schedule(60, learning_rate=0.05, ema=0.9, workers=0, save_every=10, log_every=5)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_train import Line, SCHEDULE
+from cftools.train.loop import train
+def die(step, total, losses):
+    if step == 35:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(Line(), SCHEDULE, Path({out!r}), die)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    train(Line(), SCHEDULE, out)
+    return out
+
+
+def test_it_learns_and_logs(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 61, 5))
+    assert lines[-1]["loss"] < 0.1 * lines[0]["loss"]
+    assert lines[-1]["absolute"] > 0
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, timeout=120)
+    assert killed.returncode == -9
+    assert not list(tmp_path.glob("weights*"))
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 7
+    resumed = []
+    train(Line(), SCHEDULE, tmp_path, lambda step, total, losses: resumed.append(step))
+    assert resumed[0] == 35, "it starts from the last saved state, step 30"
+    ours, theirs = load_file(tmp_path / "state.safetensors"), load_file(whole / "state.safetensors")
+    assert ours.keys() == theirs.keys() and any(name.startswith("optimiser") for name in ours)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.open()]
+        for path in (tmp_path / "log.jsonl", whole / "log.jsonl")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_average_is_returned_not_the_last_weights(whole: Path) -> None:
+    network, _ = train(Line(), SCHEDULE, whole)
+    state = load_file(whole / "state.safetensors")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[f"average.{name}"])
+        assert not torch.equal(tensor, state[f"network.{name}"])
+
+
+def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
+    schedule = Schedule(**{**SCHEDULE.__dict__, "workers": 1})
+    train(Line(), schedule, tmp_path)
+    ours, theirs = load_file(tmp_path / "state.safetensors"), load_file(whole / "state.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_other_settings_do_not_resume(whole: Path) -> None:
+    with pytest.raises(UsageError, match="other settings"):
+        train(Line(width=9), SCHEDULE, whole)
+
+
+def test_damaged_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="cannot be read"):
+        train(Line(), SCHEDULE, tmp_path)

@@ -1,0 +1,175 @@
+"""The twin flow: nothing asked is nothing done, unknown is not zero, and a step is a step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cftools import field
+from cftools.condition import Condition
+from cftools.errors import ConditionError, WeightsError
+from cftools.methods import FlowMethod, ScalarReader
+from cftools.nets.regressor import Regressor, RegressorArchitecture
+from cftools.nets.twin import TwinArchitecture, TwinNet
+from cftools.phantom.law import load_law
+from cftools.phantom.twins import Family
+from cftools.prepare import GRID_2MM, Prepared
+from cftools.train.recipes import VARIABLES, grid_facts
+from cftools.train.twin import TwinObjective, Twins
+from cftools.volume import Volume
+from cftools.weights import Checkpoint, Facts, TrainingFacts
+
+SMALL = {"channels": (4, 8, 8)}
+
+
+def facts(architecture: str, arguments: dict, variables: dict) -> Facts:
+    training = TrainingFacts("cf-train", "none", 0, 0, 0.0, "2026-01-01")
+    grid = grid_facts(GRID_2MM)
+    return Facts(architecture, arguments, variables, grid, ("T1w",), "brain-percentile", training, "Apache-2.0")
+
+
+def moving_net(residual: bool = True, velocity_mm: int = 4) -> TwinNet:
+    """A network that has not learned anything but does something."""
+    torch.manual_seed(1)
+    net = TwinNet(TwinArchitecture(2, (0,), residual=residual, velocity_mm=velocity_mm, **SMALL))
+    torch.nn.init.normal_(net.head.weight, std=0.05)
+    torch.nn.init.normal_(net.embed[0].weight, std=0.5)
+    for block in [*net.down, *net.up]:
+        torch.nn.init.normal_(block.film.weight, std=0.2)
+    return net.eval()
+
+
+def method(**options: object) -> FlowMethod:
+    net = moving_net(**options)  # type: ignore[arg-type]
+    arguments = {
+        "variables": 2,
+        "changes": [0],
+        "channels": [4, 8, 8],
+        "velocity_mm": net.architecture.velocity_mm,
+        "residual": net.architecture.residual,
+    }
+    return FlowMethod(Checkpoint("test", dict(net.state_dict()), facts("twin", arguments, VARIABLES), "0" * 64))
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    points = field.identity(GRID_2MM.shape)
+    blob = (points.square().sum(0) < 60**2).float() * (0.6 + 0.4 * torch.sin(points[0] / 9) ** 2)
+    image = blob.numpy()
+    volume = Volume.from_array(image, GRID_2MM.affine)
+    return Prepared(volume, image, GRID_2MM, np.eye(4), image > 0, 0.0, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():  # noqa: ANN201
+    with torch.no_grad():
+        yield
+
+
+def test_nothing_asked_nothing_done(prepared: Prepared) -> None:
+    here = Condition({"age": 40.0, "sex": "F"})
+    for steps in (1, 3):
+        edit = method().edit(prepared, here, here, steps)
+        assert np.abs(edit.displacement).max() == 0
+        assert edit.residual is not None and np.abs(edit.residual).max() == 0
+
+
+def test_something_asked_something_done(prepared: Prepared) -> None:
+    here = Condition({"age": 40.0, "sex": "F"})
+    flow = method()
+    older = flow.edit(prepared, here, here.do(age=70))
+    assert older.displacement.shape == (3, *GRID_2MM.shape) and older.displacement.dtype == np.float32
+    assert np.abs(older.displacement).max() > 0.05
+    man = flow.edit(prepared, here.do(sex="M"), here.do(sex="M", age=70))
+    unknown = flow.edit(prepared, here.do(sex=None), Condition({"age": 70.0}))
+    assert not np.allclose(older.displacement, man.displacement, atol=1e-4)
+    assert not np.allclose(older.displacement, unknown.displacement, atol=1e-4), "unknown is a token of its own"
+
+
+def test_steps_are_composed_through_the_moved_scan(prepared: Prepared) -> None:
+    flow = method(residual=False)
+    first, half, last = (Condition({"age": age}) for age in (30.0, 45.0, 60.0))
+    both = flow.edit(prepared, first, last, steps=2)
+    one = flow.edit(prepared, first, half)
+    u = torch.from_numpy(one.displacement)[None]
+    there = field.warp(torch.from_numpy(prepared.image)[None, None], u)[0, 0].numpy()
+    moved = Prepared(prepared.volume, there, GRID_2MM, np.eye(4), there > 0, 0.0, 1.0)
+    two = flow.edit(moved, half, last)
+    expected = field.compose(u, torch.from_numpy(two.displacement)[None])[0].numpy()
+    assert np.abs(both.displacement - expected).mean() < 0.04 * np.abs(expected).mean()
+    assert np.abs(expected).max() > 0.2
+    assert both.residual is None
+
+
+def test_velocity_grid(prepared: Prepared) -> None:
+    image = torch.from_numpy(prepared.image)[None, None]
+    source, target = torch.tensor([[0.0, math.nan]]), torch.tensor([[0.5, math.nan]])
+    assert moving_net(velocity_mm=4)(image, source, target).velocity.shape == (1, 3, 40, 48, 44)
+    assert moving_net(velocity_mm=8)(image, source, target).velocity.shape == (1, 3, 20, 24, 22)
+
+
+def test_what_cannot_be_changed_is_refused(prepared: Prepared) -> None:
+    here = Condition({"age": 40.0, "sex": "F"})
+    with pytest.raises(ConditionError, match="cannot change sex"):
+        method().edit(prepared, here, here.do(sex="M"))
+    with pytest.raises(ConditionError, match="--from age"):
+        method().edit(prepared, Condition({"sex": "F"}), here)
+
+
+def test_tensors_of_another_shape_are_refused() -> None:
+    arguments = {"variables": 2, "changes": [0], "channels": [4, 8], "velocity_mm": 4, "residual": True}
+    wrong = Checkpoint("test", dict(moving_net().state_dict()), facts("twin", arguments, VARIABLES), "0" * 64)
+    with pytest.raises(WeightsError, match="do not fit"):
+        FlowMethod(wrong)
+
+
+def test_reader_reads_within_the_range(prepared: Prepared) -> None:
+    torch.manual_seed(0)
+    net = Regressor(RegressorArchitecture((4, 8)))
+    known = {"age": VARIABLES["age"]}
+    reader = ScalarReader(
+        Checkpoint("age", dict(net.state_dict()), facts("reader", {"channels": [4, 8]}, known), "0" * 64)
+    )
+    with torch.no_grad():
+        age = reader.read(prepared)
+        reader.network.read.bias.fill_(50)
+        assert 5 <= age <= 100 and reader.read(prepared) == 100
+    assert math.isnan(reader.error)
+
+
+@pytest.mark.slow
+def test_a_short_training_beats_doing_nothing() -> None:
+    from cftools.phantom.anatomy import template_anatomy
+
+    family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
+    twins = Twins(family, 0)
+    item = next(item for item in map(twins.__getitem__, range(20)) if abs(item["source"] - item["goal"])[0, 0] > 0.8)
+    objective = TwinObjective(TwinArchitecture(2, (0,), **SMALL), twins, 0, 0.02, 0.0, {})
+    with torch.enable_grad():
+        network = objective.network()
+        optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+        for _ in range(25):
+            losses = objective.losses(network, item)
+            optimiser.zero_grad()
+            losses["loss"].backward()
+            optimiser.step()
+    assert losses["error"] < 0.75 * losses["nothing"]
+
+
+def test_training_pairs_are_what_a_scan_would_be() -> None:
+    from cftools.phantom.anatomy import template_anatomy
+
+    family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
+    item = Twins(family, 0)[3]
+    assert item["image"].shape == (2, 1, *GRID_2MM.shape)
+    assert torch.equal(item["source"].nan_to_num(9), item["goal"].flip(0).nan_to_num(9))
+    inside = item["mask"] > 0
+    assert float(item["image"].max()) <= 1.5 and float(item["image"][~inside].abs().max()) == 0
+    assert float(item["target"][~inside].abs().max()) == 0, "nothing is asked outside the scan's own mask"
+    moved = field.warp(item["image"], item["truth"])
+    error = lambda image: float(((image - item["target"]).abs() * item["mask"]).sum())  # noqa: E731
+    assert error(moved) < 0.8 * error(item["image"])
+    assert torch.equal(item["image"], Twins(family, 0)[3]["image"])
