@@ -30,7 +30,11 @@ def carry_field(
         residual: (X, Y, Z) in normalised intensity, added after; or None.
     Returns:
         (I, J, K) float32, in the scan's own intensities.
+    Raises:
+        ValueError: the displacement or the residual is on another grid.
     """
+    if residual is not None and residual.shape != prepared.grid.shape:
+        raise ValueError(f"a residual on this grid is {prepared.grid.shape}, not {residual.shape}")
     native = prepared.volume.array
     carried = np.array(native, order="C")
     field = _Field(prepared, displacement)
@@ -71,7 +75,7 @@ def move_labels(prepared: Prepared, displacement: np.ndarray, labels: np.ndarray
     Returns:
         (I, J, K), of the labels' type.
     Raises:
-        ValueError: the labels are on another grid.
+        ValueError: the labels or the displacement are on another grid.
     """
     if labels.shape != prepared.mask.shape:
         raise ValueError(f"labels are {labels.shape}, the scan is {prepared.mask.shape}")

@@ -225,9 +225,10 @@ class Editor:
         # Before the expensive part, unless something is still to be read off the scan.
         conditions = None if missing else self._conditions(known, sweep)
 
+        loading = self._load_meanwhile()
+
         from cftools.prepare import prepare
 
-        loading = self._load_meanwhile()
         prepared = prepare(volume, _grid(facts))
         method, checkpoint = loading.result()
         guesses = {name: self._guess(name, prepared) for name in missing}

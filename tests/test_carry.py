@@ -1,4 +1,4 @@
-"""Carrying a deformation from the model's grid to the scan: what must not change does not, and the rest moves right."""
+"""Carrying a deformation to the scan: what must not change does not, and the rest moves right."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_same_field_moves_every_grid_alike(name: str) -> None:
-    """Native world p gets the scan at p + L^-1 u(A p), whatever the voxels are; A turns, stretches and shifts."""
+    """World p gets the scan at p + L^-1 u(A p), whatever the voxels are; A turns, stretches and shifts."""
     linear, shape = GRIDS[name]
     to_mni = np.eye(4)
     to_mni[:3, :3] = TILTED.T @ np.diag([1.2, 1.1, 0.9])
@@ -112,8 +112,8 @@ def test_the_same_field_moves_every_grid_alike(name: str) -> None:
     carried = carry_field(scan, field(world(COARSE.affine, COARSE.shape)).astype(np.float32))
     inner = (slice(7, -7),) * 3
     still = np.abs(scan.volume.array - truth)[inner].mean()
-    assert still > 30
-    assert np.abs(carried - truth)[inner].max() < 2.5
+    assert still > 15
+    assert np.abs(carried - truth)[inner].max() < 0.6
 
 
 def world(to_world: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -153,8 +153,8 @@ def test_what_hardly_moves_is_copied() -> None:
 
 
 def test_half_a_voxel_leaves_folds_sharp() -> None:
-    """A texture as fine as a scan's own blur (1.6 voxels) keeps its gradients; linear interpolation loses a third."""
-    array = noise((40, 40, 40), sigma=0.7)
+    """A texture of 2.4 voxels keeps its gradients, where linear interpolation loses more than a third."""
+    array = noise((40, 40, 40), sigma=1.0)
     scan = prepared(array, affine(STRAIGHT, (0, -16, 4), array.shape))
     carried = carry_field(scan, constant((1, 1, 1)))
 
@@ -162,7 +162,7 @@ def test_half_a_voxel_leaves_folds_sharp() -> None:
         return float(sum(np.square(g[5:-5, 5:-5, 5:-5]).mean() for g in np.gradient(image)))
 
     linear = ndimage.shift(array, -0.5, order=1)
-    assert energy(linear) < 0.75 * energy(array)
+    assert energy(linear) < 0.65 * energy(array)
     assert energy(carried) > 0.95 * energy(array)
 
 
@@ -196,13 +196,22 @@ def test_a_brain_at_the_edge_of_the_image_goes_on_beyond_it() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_labels_move_by_whole_voxels_with_their_type(dtype: type) -> None:
-    labels = np.random.default_rng(3).integers(0, 5, SHAPE).astype(dtype)
+    labels: np.ndarray = np.random.default_rng(3).integers(0, 5, SHAPE).astype(dtype)
     mask = np.zeros(SHAPE, bool)
     mask[10:20, 10:20, 10:20] = True  # labels may reach beyond it
     scan = prepared(noise(SHAPE), affine(STRAIGHT, (0, -16, 4), SHAPE), mask)
     moved = move_labels(scan, constant((4, -2, 6)), labels)
     assert moved.dtype == dtype
     np.testing.assert_array_equal(moved[:-2, 1:, :-3], labels[2:, :-1, 3:])
+
+
+def test_labels_may_leave_where_they_were() -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[10:12, 10:12, 10:12] = 7
+    scan = prepared(noise(SHAPE), affine(STRAIGHT, (0, -16, 4), SHAPE))
+    moved = move_labels(scan, constant((6, -6, 6)), labels)
+    np.testing.assert_array_equal(np.argwhere(moved).min(axis=0), [7, 13, 7])
+    assert (moved == 7).sum() == 8
 
 
 def test_labels_and_scan_move_together() -> None:
@@ -216,13 +225,14 @@ def test_labels_and_scan_move_together() -> None:
     moved = move_labels(scan, u.astype(np.float32), labels) > 0
     carried = carry_field(scan, u.astype(np.float32)) > 500
     assert labels.sum() / moved.sum() == pytest.approx(1.3**3, rel=0.03)
-    assert 2 * (moved & carried).sum() / (moved.sum() + carried.sum()) > 0.98
+    assert 2 * (moved & carried).sum() / (moved.sum() + carried.sum()) > 0.97
 
 
 @pytest.mark.parametrize(
     "work",
     [
         lambda scan: carry_field(scan, np.zeros((3, 4, 4, 4), np.float32)),
+        lambda scan: carry_field(scan, constant((0, 0, 0)), np.zeros((4, 4, 4), np.float32)),
         lambda scan: move_labels(scan, constant((0, 0, 0)), np.zeros((4, 4, 4), np.uint8)),
     ],
 )

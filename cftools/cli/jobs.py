@@ -58,7 +58,7 @@ def list_jobs(
         if len(words) > 2:
             raise UsageError(f"{len(words)} scans: name a folder for the results with -o DIR")
         output = words.pop()
-    if any(Path(word).is_dir() for word in words):
+    if any(_is_dataset(word) for word in words):
         return _jobs_of_dataset(words, output, labels, sweep, contrast)
     if labels:
         raise UsageError(f"--participant-label goes with a BIDS folder, and {words[0]} is none")
@@ -124,12 +124,19 @@ def check_outputs(
             left.append(replace(job, edits=tuple(edits)))
     if json and json != "-":
         place = Path(json).resolve()
+        if not place.parent.is_dir():
+            raise OutputError(f"--json {json}: the folder {place.parent} does not exist: make it first")
         if place in makers or _identity(place) in inputs:
             raise UsageError(f"--json {json}: is the JSON of an image: name another file")
         _check_output(Path(json), Path(json), force, sure=True)
     if skipped:
         terminal.say(f"{skipped} of {skipped + sum(len(job.edits) for job in left)} exist already, left out")
     return left
+
+
+def _is_dataset(word: str) -> bool:
+    # A folder named like an image is one that is refused as such.
+    return Path(word).is_dir() and not word.endswith(IMAGE_ENDINGS)
 
 
 def _jobs_of_dataset(

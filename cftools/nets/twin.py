@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from cftools import field
 
 
+#: The atlas has 4 mm voxels.
+ATLAS_SHAPE = (40, 48, 44)
+
+
 @dataclass(frozen=True)
 class TwinArchitecture:
     """Size and shape of the network; everything needed to rebuild it.
@@ -22,13 +26,15 @@ class TwinArchitecture:
         channels: width at 4, 8, 16, ... mm.
         velocity_mm: voxel size of the velocity field, 4 or 8.
         residual: predict an intensity residual beside the field.
+        atlas: channels of what is learned of each place in MNI152 space, whatever the scan.
     """
 
     variables: int
     changes: tuple[int, ...]
-    channels: tuple[int, ...] = (16, 32, 64, 64)
+    channels: tuple[int, ...] = (12, 32, 64, 64)
     velocity_mm: int = 4
     residual: bool = True
+    atlas: int = 8
 
 
 class Flow(NamedTuple):
@@ -71,8 +77,11 @@ class TwinNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(4 * architecture.variables, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU()
         )
-        # 8 sub-voxels of each 2x2x2 block, and where the block lies in MNI152 space.
-        self.down = nn.ModuleList([Block(8 + 3, widths[0], size)])
+        # A registered brain ages alike at one place: an atlas learns that in few steps, the UNet the rest.
+        self.atlas = nn.Parameter(0.1 * torch.randn(1, architecture.atlas, *ATLAS_SHAPE))
+        self.recall = nn.Linear(size, architecture.atlas)
+        # 8 sub-voxels of each 2x2x2 block, where the block lies in MNI152 space, and what is known of there.
+        self.down = nn.ModuleList([Block(8 + 3 + architecture.atlas, widths[0], size)])
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             self.down.append(Block(before, after, size, stride=2))
         self.up = nn.ModuleList()
@@ -82,7 +91,7 @@ class TwinNet(nn.Module):
                 self.up.append(Block(below + width, width, size))
                 below = width
         heads = len(architecture.changes)
-        self.head = nn.Conv3d(below, heads * (4 if architecture.residual else 3), 3, padding=1)
+        self.head = nn.Conv3d(below + architecture.atlas, heads * (4 if architecture.residual else 3), 3, padding=1)
         nn.init.zeros_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -100,7 +109,8 @@ class TwinNet(nn.Module):
         source, target = source.nan_to_num(), target.nan_to_num()
         change = target - source
         embedding = self.embed(torch.cat([source, target, change, known.to(image.dtype)], dim=1))
-        x = torch.cat([_unshuffle(image), self._where(image)], dim=1)
+        atlas = self.atlas.expand(image.shape[0], -1, -1, -1, -1)
+        x = torch.cat([_unshuffle(image), self._where(image), atlas], dim=1)
         skips = []
         for block in self.down:
             x = block(x, embedding)
@@ -110,6 +120,8 @@ class TwinNet(nn.Module):
             skip = skips.pop()
             x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=False)
             x = block(torch.cat([x, skip], dim=1), embedding)
+        recalled = self.recall(embedding)[:, :, None, None, None] * atlas
+        x = torch.cat([x, field.resize(recalled.to(x.dtype), tuple(x.shape[2:]))], dim=1)
         out = self.head(x).float()
         out = out.view(out.shape[0], len(self.architecture.changes), -1, *out.shape[2:])
         amount = change[:, list(self.architecture.changes), None, None, None, None]

@@ -138,7 +138,7 @@ def _items(dataset: Dataset[dict[str, Tensor]], start: int, schedule: Schedule) 
         batch_size=None,
         sampler=range(start, schedule.steps),
         num_workers=schedule.workers,
-        prefetch_factor=4 if schedule.workers else None,
+        prefetch_factor=8 if schedule.workers else None,
         worker_init_fn=_one_thread,
     )
     return iter(loader)
