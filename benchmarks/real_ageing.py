@@ -68,9 +68,7 @@ def interval(young: list[float], old: list[float], seed: int = 0) -> dict[str, f
     """Difference of means (aged young minus real old) with a bootstrap 95 % interval, in % of the old mean."""
     random = np.random.default_rng(seed)
     a, b = np.array(young), np.array(old)
-    draws = [
-        (random.choice(a, len(a)).mean() / random.choice(b, len(b)).mean() - 1) * 100 for _ in range(5000)
-    ]
+    draws = [(random.choice(a, len(a)).mean() / random.choice(b, len(b)).mean() - 1) * 100 for _ in range(5000)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"difference": (a.mean() / b.mean() - 1) * 100, "low": float(low), "high": float(high)}
 

@@ -24,7 +24,7 @@ SWEEP = ("-30", "-20", "-10", "+10", "+20")
 def measure(command: list[str]) -> tuple[float, float]:
     """Seconds and peak resident MiB of a process that must succeed."""
     script = (
-        "import os, resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode;"
+        "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode;"
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
     )
     began = time.monotonic()

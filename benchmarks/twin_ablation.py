@@ -77,7 +77,11 @@ def ratio(objective: TwinObjective, network: torch.nn.Module, items: list, steps
     draws = [(lambda s: s[0] / s[1])(table[random.integers(len(table), size=len(table))].sum(0)) for _ in range(2000)]
     low, high = np.percentile(draws, [2.5, 97.5])
     sums = table.sum(0)
-    return {"truth_ratio": round(sums[0] / sums[1], 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+    return {
+        "truth_ratio": round(sums[0] / sums[1], 3),
+        "low": round(float(low), 3),
+        "high": round(float(high), 3),
+    }
 
 
 def far_apart(family: Family, seed: int, count: int) -> list[dict[str, Tensor]]:
@@ -119,9 +123,7 @@ def main() -> None:
         name, change = list(VARIANTS.items())[number]
         settings = {**BASE, "field_weight": 0.02, "anatomy": "both", "cohort": 0, **change}
         family = Family(anatomies[settings["anatomy"]], law, varied=True)
-        architecture = TwinArchitecture(
-            2, (0,), settings["channels"], settings["velocity_mm"], settings["residual"]
-        )
+        architecture = TwinArchitecture(2, (0,), settings["channels"], settings["velocity_mm"], settings["residual"])
         twins = Twins(family, 0, settings["cohort"])
         cached = Cached(twins, kept[settings["anatomy"]])
         objective = TwinObjective(architecture, cached, 0, settings["field_weight"], 0.0, {"variant": name})
@@ -137,9 +139,7 @@ def main() -> None:
                     began = time.monotonic()
                     scores = ratio(objective, network, items, steps)
                     seconds = (time.monotonic() - began) / len(items) / 2
-                    rows.append(
-                        {"variant": label, "setting": setting, "parameters_m": round(millions, 2), **scores}
-                    )
+                    rows.append({"variant": label, "setting": setting, "parameters_m": round(millions, 2), **scores})
                     print(label, "|", setting, scores, f"{seconds:.2f} s an edit", flush=True)
     if options.json:
         facts = {"command": " ".join(sys.argv), "steps": options.steps, "n": 32, "rows": rows}

@@ -14,9 +14,7 @@ _PLANES = 16  # in a piece of work, to bound the memory
 _SPLINE_REACH = 4  # voxels beyond the brain that its cubic B-spline needs, besides the displacement
 
 
-def carry_field(
-    prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None
-) -> np.ndarray:
+def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
     """Deform the scan on its own grid by a field that lives on the model's.
 
     With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at

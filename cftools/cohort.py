@@ -58,9 +58,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         path
         for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
         for path in folder.glob(pattern)
-        if _stem(path).endswith(f"_{suffix}")
-        and "_ce-" not in path.name
-        and path.name.endswith(IMAGE_ENDINGS)
+        if _stem(path).endswith(f"_{suffix}") and "_ce-" not in path.name and path.name.endswith(IMAGE_ENDINGS)
     )
     missing = wanted - {_part(path, "sub") for path in found}
     if missing:

@@ -261,9 +261,7 @@ class Editor:
         targets = [check(apply(changes, known), variables, clip) for changes in sweep]
         return check(known, variables, clip), targets
 
-    def _apply(
-        self, method: FlowMethod, prepared: Prepared, source: Condition, target: Condition
-    ) -> np.ndarray:
+    def _apply(self, method: FlowMethod, prepared: Prepared, source: Condition, target: Condition) -> np.ndarray:
         """The edited intensities on the scan's own grid."""
         import torch
 
@@ -290,9 +288,7 @@ class Editor:
             value = round(reader.read(prepared), 1)
         unit = f" {reader.variable.unit}".rstrip()
         error = "of unknown error" if math.isnan(reader.error) else f"on average {reader.error:.1f}{unit} off"
-        text = (
-            f"its {name} is a guess from the image: {value:g}{unit}, {error}; better give --from {name}=..."
-        )
+        text = f"its {name} is a guess from the image: {value:g}{unit}, {error}; better give --from {name}=..."
         warnings.warn(f"{_name(prepared.volume)}: {text}", CftoolsWarning, stacklevel=2)
         return value
 

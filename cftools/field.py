@@ -15,7 +15,7 @@ from torch import Tensor
 BOX = (160.0, 192.0, 176.0)
 
 
-def identity(shape: tuple[int, int, int], device: torch.device | str = "cpu") -> Tensor:
+def identity(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Voxel centres in millimetres from the box's centre, (3, X, Y, Z)."""
     axes = [
         (torch.arange(n, dtype=torch.float32, device=device) + 0.5) * (extent / n) - extent / 2
@@ -31,7 +31,7 @@ def sample(image: Tensor, points: Tensor, padding: str = "border", mode: str = "
     return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
-def resize(field: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def resize(field: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A field or image (B, C, ...) on a grid of another resolution over the same box, trilinear."""
     if tuple(field.shape[2:]) == tuple(shape):
         return field

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class FlowMethod:
                 raise ConditionError(f"changing {name} needs its value in the scan: give it with --from {name}=...")
 
 
-def _plain(arguments: Mapping[str, object]) -> dict[str, object]:
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """JSON lists back to the tuples that architectures are made of."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
 

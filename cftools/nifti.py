@@ -99,9 +99,7 @@ def read_file(path: Path, index: int | None = None) -> tuple[np.ndarray, nib.Nif
             if packed and not ending.endswith("z"):
                 raise VolumeError(f"{name}: is gzip-compressed but not named so: rename it to end in .nii.gz")
             if size and ending.endswith("z") and not packed:
-                raise VolumeError(
-                    f"{name}: is not gzip-compressed, as its name would have it: get the image again"
-                )
+                raise VolumeError(f"{name}: is not gzip-compressed, as its name would have it: get the image again")
             return _read_stream(stream, size, name, packed, index, mgh=ending.startswith(".mg"))
 
 
@@ -187,9 +185,7 @@ def _read_stream(
     return _read_data(unpacked, size, name, packed, index, layout), layout.header
 
 
-def _read_data(
-    stream: BinaryIO, size: int, name: str, packed: bool, index: int | None, layout: _Layout
-) -> np.ndarray:
+def _read_data(stream: BinaryIO, size: int, name: str, packed: bool, index: int | None, layout: _Layout) -> np.ndarray:
     """The chosen volume, (X, Y, Z) float32, of a stream that holds just what its header promises."""
     volumes = layout.volumes or 1
     if volumes > 1 and index is None:
@@ -259,9 +255,7 @@ def _nifti_layout(block: bytes, name: str, single: bool) -> _Layout:
         raise EOFError
     magic = block[344:348] if length == 348 else block[4:12]
     if magic != _MAGIC[length, single]:
-        raise VolumeError(
-            f"{name}: is not NIfTI, or not of its kind (magic {magic!r}): convert it to .nii.gz"
-        )
+        raise VolumeError(f"{name}: is not NIfTI, or not of its kind (magic {magic!r}): convert it to .nii.gz")
     header_class = nib.Nifti1Header if length == 348 else nib.Nifti2Header
     header: Any = header_class(block[:length], endianness=order, check=False)
 

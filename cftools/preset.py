@@ -163,9 +163,7 @@ class Training:
     def __post_init__(self) -> None:
         _require((self.steps > 0) != (self.epochs > 0), "give steps or epochs, one of them")
         _require(self.batch >= 1, "batch must be 1 or more")
-        _require(
-            self.learning_rate > 0 and self.weight_decay >= 0, "learning_rate or weight_decay is too small"
-        )
+        _require(self.learning_rate > 0 and self.weight_decay >= 0, "learning_rate or weight_decay is too small")
         _require(0 <= self.ema < 1, "ema must be 0 or more and below 1")
 
 
@@ -223,7 +221,10 @@ class Preset:
             _require(role in roles, f"weights.{role}: a {self.method} method has {', '.join(roles)}")
             _require(bool(names) and all(names), f"weights.{role}: name one at least")
         _require(roles[0] in self.weights, f"weights.{roles[0]} is missing")
-        _require((self.carry is None) == (set(self.tasks) <= {"synth", "read"}), "carry goes with edit and translate")
+        _require(
+            (self.carry is None) == (set(self.tasks) <= {"synth", "read"}),
+            "carry goes with edit and translate",
+        )
         paired = getattr(self.sampling, "noise", None) == "paired"
         _require(paired == ("partner" in self.weights), "noise paired and weights.partner go together")
         known = [name for names in self.weights.values() for name in names]
@@ -260,9 +261,7 @@ class Preset:
         table["tuned"] = {}
         return _build(table, f"preset {self.name}").override(**self.tuned.get(name, {}))
 
-    def recipe_for(
-        self, size: Size = "bundled", role: str | None = None, objective: str | None = None
-    ) -> Recipe:
+    def recipe_for(self, size: Size = "bundled", role: str | None = None, objective: str | None = None) -> Recipe:
         """The one recipe for a role (the main one unless told) and size.
 
         Raises:

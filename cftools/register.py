@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -59,16 +59,19 @@ class Registration:
         return None
 
 
-def template() -> Volume:
-    """The MNI152 2009a nonlinear symmetric T1w average, brain only, 0 to 1, 1 mm (Fonov et al. 2011).
+def template(kind: Literal["t1", "gm", "wm"] = "t1") -> Volume:
+    """The MNI152 2009a nonlinear symmetric average, brain only, 0 to 1, 1 mm (Fonov et al. 2011).
 
     Read from nilearn's packaged file by its path, because importing nilearn is slow.
+
+    Args:
+        kind: T1w image, or grey or white matter probability.
     """
     spec = importlib.util.find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
         raise VolumeError("nilearn is not installed, and with it the MNI152 template: pip install nilearn")
     data = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-    volume = Volume.load(data / "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz")
+    volume = Volume.load(data / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
     return volume.with_array(volume.array / volume.array.max())
 
 
@@ -183,9 +186,7 @@ def _apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ affine[:3, :3].T + affine[:3, 3]
 
 
-def _best_tilt(
-    target: _Target, moving: np.ndarray, affine: np.ndarray, centre: np.ndarray, size: float
-) -> np.ndarray:
+def _best_tilt(target: _Target, moving: np.ndarray, affine: np.ndarray, centre: np.ndarray, size: float) -> np.ndarray:
     """The rotation about the centre that explains most of the scan, among tilts 20 degrees apart, (3, 3).
 
     By the correlation ratio: the share of the scan's variance between the template's classes of intensity.

@@ -114,9 +114,7 @@ def _check_same_grid(before: Volume, other: Volume) -> None:
         found = "another origin, orientation or voxel size"
     else:
         return
-    raise VolumeError(
-        f"{_name(other)}: is not on the grid of {_name(before)} ({found}): resample it onto that first"
-    )
+    raise VolumeError(f"{_name(other)}: is not on the grid of {_name(before)} ({found}): resample it onto that first")
 
 
 def _size(volume: Volume) -> str:
@@ -168,9 +166,7 @@ def _scene(
         changes = [np.percentile(np.abs(array - arrays[0])[foreground], 99.5) for array in arrays[1:]]
         # Where nothing changed any scale will do: the window's own width shows that as blank.
         limit = float(max(changes, default=0.0)) or float(np.ptp(window)) or 1.0
-    first, last = (
-        np.array([edge(occupied) for occupied in np.nonzero(foreground)]) for edge in (np.min, np.max)
-    )
+    first, last = (np.array([edge(occupied) for occupied in np.nonzero(foreground)]) for edge in (np.min, np.max))
     return _Scene(
         voxel_sizes=voxel_sizes,
         position=position,

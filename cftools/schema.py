@@ -128,8 +128,7 @@ def _dataclass(kind: Any, data: Any, key: str) -> Any:
         if required and name not in table:
             raise _Refused(f"{_join(key, name)} is missing")
     values = {
-        name: _read(hints[name], value, key if name == gathering else _join(key, name))
-        for name, value in table.items()
+        name: _read(hints[name], value, key if name == gathering else _join(key, name)) for name, value in table.items()
     }
     try:
         return kind(**values)

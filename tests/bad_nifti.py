@@ -36,9 +36,7 @@ def picture() -> np.ndarray:
     return np.where(inside, texture, 0).astype(np.float32)
 
 
-def nifti_bytes(
-    array: np.ndarray | None = None, affine: np.ndarray = AFFINE, kind: Any = nib.Nifti1Image
-) -> bytes:
+def nifti_bytes(array: np.ndarray | None = None, affine: np.ndarray = AFFINE, kind: Any = nib.Nifti1Image) -> bytes:
     """A sound single-file image with sform and qform code 1, float32 unless another array is given."""
     image = kind(picture() if array is None else array, affine, dtype=None if array is None else array.dtype)
     image.set_sform(affine, 1)
@@ -65,9 +63,7 @@ def _patched(offset: int, pattern: str, *values: Any, ending: str = ".nii") -> B
     return _written("scan" + ending, make)
 
 
-def _image(
-    array: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE, name: str = "scan.nii"
-) -> Builder:
+def _image(array: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = AFFINE, name: str = "scan.nii") -> Builder:
     return _written(name, lambda: nifti_bytes(array(picture()), affine))
 
 
@@ -90,9 +86,7 @@ def _flip(position: int, bit: int = 3) -> Callable[[bytes], bytes]:
     return change
 
 
-def _nan_in(
-    mask: Callable[[np.ndarray], np.ndarray], value: float = NAN
-) -> Callable[[np.ndarray], np.ndarray]:
+def _nan_in(mask: Callable[[np.ndarray], np.ndarray], value: float = NAN) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: np.where(mask(array), np.float32(value), array).astype(np.float32)
 
 

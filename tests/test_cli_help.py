@@ -105,15 +105,11 @@ def run(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]
 
 
 def test_options_go_anywhere_and_take_negative_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(
-        "--age", "-30", "a", "--age=+2", "-", "--threads", "3", "--size", "-1e2", capsys=capsys
-    )
+    code, out, _ = run("--age", "-30", "a", "--age=+2", "-", "--threads", "3", "--size", "-1e2", capsys=capsys)
     assert (code, out) == (0, "a ['-30', '+2'] [-100.0] 3\n- ['-30', '+2'] [-100.0] 3\n")
 
 
-@pytest.mark.parametrize(
-    "words", [["--size", "nan"], ["--size", "1", "--size", "-inf"], ["--threads", "0"], ["--no"]]
-)
+@pytest.mark.parametrize("words", [["--size", "nan"], ["--size", "1", "--size", "-inf"], ["--threads", "0"], ["--no"]])
 def test_what_makes_no_sense_is_one_line_and_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run("a", *words, capsys=capsys)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -138,9 +134,7 @@ def test_what_makes_no_sense_is_one_line_and_2(words: list[str], capsys: pytest.
         (["stop"], 130, []),
     ],
 )
-def test_exit_codes(
-    words: list[str], code: int, lines: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exit_codes(words: list[str], code: int, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     found, _, err = run(*words, capsys=capsys)
     assert (found, err.splitlines()) == (code, [f"cf-test: {line}" for line in lines])
 
@@ -160,9 +154,7 @@ def test_closed_pipe_is_quiet() -> None:
         "def work():\n    '''Print much.'''\n    for line in range(100_000):\n        print(line)\n"
         "raise SystemExit(Command('cf-test', work)([]))"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
         process.stdout.readline()
         process.stdout.close()

@@ -42,9 +42,7 @@ def test_what_is_nearer_to_the_scan_counts_more(scan: Path) -> None:
     sidecar = scan.with_name("sub-01_ses-2_T1w.json")
     sidecar.write_text('{"PatientAge": "053Y", "PatientSex": "F"}')
     assert (known_of(scan, VARIABLES)["age"], known_of(scan, VARIABLES)["sex"]) == (53, "F")
-    sidecar.write_text(
-        '{"Age": 53, "cftools": {"condition": {"target": {"age": 80, "sex": null, "load": 9}}}}'
-    )
+    sidecar.write_text('{"Age": 53, "cftools": {"condition": {"target": {"age": 80, "sex": null, "load": 9}}}}')
     assert known_of(scan, VARIABLES) == Condition({"age": 80, "sex": "M", "load": 9, "diagnosis": "AD"})
 
 

@@ -146,9 +146,7 @@ def test_relative_adds_and_absolute_sets(before: float, value: float) -> None:
 
 
 @given(NUMBERS, NUMBERS, st.sampled_from(["", "+", "-"]), st.sampled_from(["", "+", "-"]))
-def test_entities_are_letters_and_digits_and_tell_changes_apart(
-    a: float, b: float, sign_a: str, sign_b: str
-) -> None:
+def test_entities_are_letters_and_digits_and_tell_changes_apart(a: float, b: float, sign_a: str, sign_b: str) -> None:
     first, second = Change.parse("age", sign_a + typed(a)), Change.parse("age", sign_b + typed(b))
     assert re.fullmatch("[A-Za-z0-9]+", first.entity)
     assert (first.entity == second.entity) == (first == second)
@@ -194,9 +192,7 @@ def test_bad_sweeps(text: str) -> None:
         parse_values("age", text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "age", "age=", "=5", "age=49,5", "age=49,age=50", "age=+3", "age==4", "age:4"]
-)
+@pytest.mark.parametrize("text", ["", "age", "age=", "=5", "age=49,5", "age=49,age=50", "age=+3", "age==4", "age:4"])
 def test_bad_sources(text: str) -> None:
     with pytest.raises(ConditionError):
         parse_condition(text)

@@ -24,9 +24,7 @@ def inner(image: torch.Tensor) -> torch.Tensor:
 
 def test_grids_of_one_box_share_a_field() -> None:
     coarse, fine = field.identity(SHAPE), field.identity((80, 96, 88))
-    torch.testing.assert_close(
-        torch.nn.functional.avg_pool3d(fine[None], 2)[0], coarse, atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(torch.nn.functional.avg_pool3d(fine[None], 2)[0], coarse, atol=1e-4, rtol=0)
 
 
 def test_zero_field_changes_nothing() -> None:
@@ -38,9 +36,7 @@ def test_warp_pulls_back_in_millimetres() -> None:
     image = torch.rand((1, 1, *SHAPE))
     shift = torch.zeros(1, 3, *SHAPE)
     shift[:, 1] = 8.0  # two voxels of 4 mm along y
-    torch.testing.assert_close(
-        field.warp(image, shift)[..., :-2, :], image[..., 2:, :], atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(field.warp(image, shift)[..., :-2, :], image[..., 2:, :], atol=1e-4, rtol=0)
 
 
 def test_compose_is_one_warp_after_the_other(velocity: torch.Tensor) -> None:

@@ -83,9 +83,7 @@ def test_grids_share_their_box_and_hold_the_brain() -> None:
 
 
 ORIENTATIONS = [
-    "".join(letters)
-    for order in itertools.permutations(("LR", "PA", "IS"))
-    for letters in itertools.product(*order)
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "IS")) for letters in itertools.product(*order)
 ]
 
 
@@ -177,9 +175,7 @@ def test_thick_slices_are_registered() -> None:
     to_slabs[:3, 3] = 1, 0, 2
     scan = prepare(Volume.from_array(slabs, to_native @ volume.affine @ to_slabs))
     assert errors(scan.to_mni, np.linalg.inv(to_native)).max() < 3
-    assert (
-        np.corrcoef(scan.image.ravel(), resample(volume.array, volume.affine, GRID_2MM).ravel())[0, 1] > 0.97
-    )
+    assert np.corrcoef(scan.image.ravel(), resample(volume.array, volume.affine, GRID_2MM).ravel())[0, 1] > 0.97
 
 
 def head(average: np.ndarray, skull: float, scalp: float) -> np.ndarray:
@@ -189,9 +185,7 @@ def head(average: np.ndarray, skull: float, scalp: float) -> np.ndarray:
 
 
 def test_a_whole_head_is_told_to_be_stripped(average: np.ndarray) -> None:
-    with pytest.raises(
-        VolumeError, match=r"looks like a whole head \(.* litres.*strip the skull .*SynthStrip"
-    ):
+    with pytest.raises(VolumeError, match=r"looks like a whole head \(.* litres.*strip the skull .*SynthStrip"):
         prepare(Volume.from_array(head(average, 8, 18), np.diag([2.0, 2, 2, 1])))
 
 

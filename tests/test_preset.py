@@ -237,8 +237,4 @@ def test_a_frozen_mapping_is_one() -> None:
     items = {"b": 2, "a": 1}
     frozen = FrozenMapping(items)
     items["c"] = 3
-    assert (
-        frozen == {"a": 1, "b": 2}
-        and list(frozen) == ["b", "a"]
-        and hash(frozen) == hash(FrozenMapping(frozen))
-    )
+    assert frozen == {"a": 1, "b": 2} and list(frozen) == ["b", "a"] and hash(frozen) == hash(FrozenMapping(frozen))

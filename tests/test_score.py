@@ -110,9 +110,7 @@ def test_where_nothing_changes_there_is_no_ratio() -> None:
     one = truth_errors(full, full * 2, full * 2)
     assert np.isnan(one.scores["outside_error"])
     known = truth_errors(before, before * 2, before + 1)
-    pair = [
-        Measured(f"sub-{index}", "x", each.scores, each.nothing) for index, each in enumerate([one, known])
-    ]
+    pair = [Measured(f"sub-{index}", "x", each.scores, each.nothing) for index, each in enumerate([one, known])]
     (row,) = [row for row in summarise(pair) if row.metric == "outside_error"]
     assert row.ours == known.scores["outside_error"] > 0
 
@@ -289,9 +287,7 @@ def test_edits_may_lie_in_one_folder_unpacked(tmp_path: Path) -> None:
     assert pairs[1].edited == flat / "sub-0001_desc-agePlus30_T1w.nii"
 
 
-def test_bad_images_are_named_and_the_others_scored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_images_are_named_and_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     twins, edited = cohort(tmp_path, [0.5, 0.5])
     bad = edited / "sub-0001" / "anat" / "sub-0001_desc-agePlus30_T1w.nii.gz"
     shifted = AFFINE.copy()
@@ -315,9 +311,7 @@ def test_bad_images_are_named_and_the_others_scored(
     assert not (tmp_path / "none.json").exists()
 
 
-def test_one_image(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = brain(0)
     for name, array in [("scan", before), ("true", before * 0.75), ("edited", before * 0.875)]:

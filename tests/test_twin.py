@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from cftools.train.twin import TwinObjective, Twins
 from cftools.volume import Volume
 from cftools.weights import Checkpoint, Facts, TrainingFacts
 
-SMALL = {"channels": (4, 8, 8)}
+SMALL = (4, 8, 8)
 
 
 def facts(architecture: str, arguments: dict, variables: dict) -> Facts:
@@ -34,11 +35,12 @@ def facts(architecture: str, arguments: dict, variables: dict) -> Facts:
 def moving_net(residual: bool = True, velocity_mm: int = 4) -> TwinNet:
     """A network that has not learned anything but does something."""
     torch.manual_seed(1)
-    net = TwinNet(TwinArchitecture(2, (0,), residual=residual, velocity_mm=velocity_mm, **SMALL))
+    net = TwinNet(TwinArchitecture(2, (0,), residual=residual, velocity_mm=velocity_mm, channels=SMALL))
     torch.nn.init.normal_(net.head.weight, std=0.05)
-    torch.nn.init.normal_(net.embed[0].weight, std=0.5)
-    for block in [*net.down, *net.up]:
-        torch.nn.init.normal_(block.film.weight, std=0.2)
+    torch.nn.init.normal_(next(net.embed.parameters()), std=0.5)
+    for name, weight in net.named_parameters():
+        if name.endswith("film.weight"):
+            torch.nn.init.normal_(weight, std=0.2)
     return net.eval()
 
 
@@ -64,7 +66,7 @@ def prepared() -> Prepared:
 
 
 @pytest.fixture(autouse=True)
-def no_gradients():  # noqa: ANN201
+def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
 
@@ -147,7 +149,7 @@ def test_a_short_training_beats_doing_nothing() -> None:
     family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
     twins = Twins(family, 0)
     item = next(item for item in map(twins.__getitem__, range(20)) if abs(item["source"] - item["goal"])[0, 0] > 0.8)
-    objective = TwinObjective(TwinArchitecture(2, (0,), **SMALL), twins, 0, 0.02, 0.0, {})
+    objective = TwinObjective(TwinArchitecture(2, (0,), SMALL), twins, 0, 0.02, 0.0, {})
     with torch.enable_grad():
         network = objective.network()
         optimiser = torch.optim.Adam(network.parameters(), 3e-3)

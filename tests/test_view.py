@@ -50,9 +50,7 @@ def drawn(volume: Volume, *after: Volume, **settings: object) -> list[np.ndarray
 def text_of(volume: Volume, *after: Volume, **settings: object) -> list[str]:
     figure = picture(volume, after, **settings)  # type: ignore[arg-type]
     words = [text.get_text() for axes in figure.axes for text in axes.texts]
-    words += [
-        label for axes in figure.axes for label in (axes.get_title(), axes.get_xlabel(), axes.get_ylabel())
-    ]
+    words += [label for axes in figure.axes for label in (axes.get_title(), axes.get_xlabel(), axes.get_ylabel())]
     return words + [text.get_text() for text in figure.texts]
 
 
@@ -85,9 +83,7 @@ def test_difference_is_after_minus_before_on_a_symmetric_scale() -> None:
     after = before.with_array(before.array * 1.1)
     figure = picture(before, [after], planes=["axial"])
     image = next(
-        axes.images[0]
-        for axes in figure.axes
-        if axes.images and axes.images[0].get_cmap().name == DIFFERENCES
+        axes.images[0] for axes in figure.axes if axes.images and axes.images[0].get_cmap().name == DIFFERENCES
     )
     low, high = image.get_clim()
     assert low == -high and high == pytest.approx(18, rel=1e-5)
@@ -111,9 +107,7 @@ def test_another_grid_is_refused() -> None:
         picture(before, [Volume.from_array(before.array[:, :, :20], before.affine)])
 
 
-def test_command_writes_the_picture_beside_the_scan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_writes_the_picture_beside_the_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scan = tmp_path / "sub-01_T1w.nii.gz"
     ball().save(scan)
     assert main([str(scan), "--dpi", "40"]) == 0

@@ -51,12 +51,8 @@ def test_bad_file_is_refused_with_one_line(name: str, tmp_path: Path) -> None:
 
 
 # Not those with a fault of the file or of its name, and not MGH.
-NOT_STREAMS = (
-    "gzip-as-nii plain-as-gzip unknown-ending missing folder fifo socket device dangling-link below-a-file"
-)
-STREAMS = [
-    name for name in REFUSED if name not in NOT_STREAMS.split() and not name.startswith(("mg", "hdr", "img"))
-]
+NOT_STREAMS = "gzip-as-nii plain-as-gzip unknown-ending missing folder fifo socket device dangling-link below-a-file"
+STREAMS = [name for name in REFUSED if name not in NOT_STREAMS.split() and not name.startswith(("mg", "hdr", "img"))]
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -43,9 +43,7 @@ FACTS = Facts(
     ),
     contrasts=("T1w",),
     intensity="percentile",
-    training=TrainingFacts(
-        "cf-train --preset twin --condition age", "simulated twins", 7, 4000, 812.5, "2026-01-31"
-    ),
+    training=TrainingFacts("cf-train --preset twin --condition age", "simulated twins", 7, 4000, 812.5, "2026-01-31"),
     licence="Apache-2.0",
     scores=FrozenMapping({"mean_absolute_error": 4.25}),
 )

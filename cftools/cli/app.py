@@ -84,9 +84,7 @@ class Command:
             actions = {name: work}
         for action, function in (actions or {}).items():
             text, example = _docstring_parts(function)
-            app.command(action, cls=_HouseCommand, help=text, epilog=example, context_settings=settings)(
-                function
-            )
+            app.command(action, cls=_HouseCommand, help=text, epilog=example, context_settings=settings)(function)
         if self.actions:
             app.callback()(lambda: None)
         self.click_command = typer.main.get_command(app)
@@ -238,9 +236,7 @@ def _docstring_parts(function: Callable[..., Any] | None) -> tuple[str, str]:
     return text.strip(), (mark + example).strip()
 
 
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object
-) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
     if issubclass(category, CftoolsWarning):
         terminal.warning(message)
     elif running.verbosity >= 1:

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from cftools.prepare import Grid
 
 
-def base_anatomies(
-    folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None
-) -> list[Anatomy]:
+def base_anatomies(folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None) -> list[Anatomy]:
     """An anatomy of each T1w scan of a BIDS folder; scans that cannot be used are left out with a warning.
 
     Args:
@@ -33,11 +31,7 @@ def base_anatomies(
 
     wanted = [name for text in labels or [] for name in text.split(",")]
     low, high = options.numbers(ages, 2, "--base-ages") if ages else (0.0, 130.0)
-    scans = [
-        scan
-        for scan in find_scans(folder, labels=wanted)
-        if scan.age is None or low <= scan.age <= high
-    ]
+    scans = [scan for scan in find_scans(folder, labels=wanted) if scan.age is None or low <= scan.age <= high]
     anatomies = []
     with terminal.progress("anatomies") as report:
         for done, scan in enumerate(scans, start=1):

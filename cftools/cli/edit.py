@@ -39,9 +39,7 @@ def edit(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="The same for any variable that the weights can change."
-        ),
+        typer.Option("--set", metavar="NAME=VALUE", help="The same for any variable that the weights can change."),
     ] = None,
     from_: Annotated[
         list[str] | None,
@@ -59,9 +57,7 @@ def edit(
     weights: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Weights instead of the preset's own choice.")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Network evaluations; 1 is one shot.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Network evaluations; 1 is one shot.")] = None,
     volume: options.VolumeIndex = None,
     participant_label: Annotated[
         list[str] | None,
@@ -168,9 +164,7 @@ def _write(job: Job, path: Path | None, edited: Edited, force: bool) -> None:
     terminal.result(path)
 
 
-def _facts(
-    job: Job, path: Path | None, edited: Edited, seconds: float, notes: Sequence[str]
-) -> dict[str, Any]:
+def _facts(job: Job, path: Path | None, edited: Edited, seconds: float, notes: Sequence[str]) -> dict[str, Any]:
     from cftools.schema import plain
 
     return {

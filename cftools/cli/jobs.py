@@ -81,9 +81,7 @@ def list_jobs(
     return [_job(Path(word), Path(output) if output else Path(word).parent, sweep) for word in words]
 
 
-def check_outputs(
-    jobs: Sequence[Job], json: str | None, force: bool, skip_existing: bool, sure: bool
-) -> list[Job]:
+def check_outputs(jobs: Sequence[Job], json: str | None, force: bool, skip_existing: bool, sure: bool) -> list[Job]:
     """The jobs that are left to do, once every output can be written and harms no input.
 
     Args:

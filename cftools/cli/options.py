@@ -44,9 +44,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try auto"
-        )
+        raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try auto")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has none; try auto")
     return torch.device(name)
@@ -104,9 +102,7 @@ Seed = Annotated[
     int,
     typer.Option("--seed", metavar="N", min=0, rich_help_panel="Running", help="Seed of all random draws."),
 ]
-Force = Annotated[
-    bool, typer.Option("--force", rich_help_panel="Output", help="Overwrite outputs that exist.")
-]
+Force = Annotated[bool, typer.Option("--force", rich_help_panel="Output", help="Overwrite outputs that exist.")]
 SkipExisting = Annotated[
     bool,
     typer.Option("--skip-existing", rich_help_panel="Output", help="Leave out what has its output already."),

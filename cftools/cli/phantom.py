@@ -25,9 +25,7 @@ def phantom(
             help="Render every subject again under this change: age=+30, age=80. Repeatable, comma lists.",
         ),
     ] = None,
-    ages: Annotated[
-        str, typer.Option(metavar="LOW,HIGH", help="Range of the subjects' ages, years.")
-    ] = "5,100",
+    ages: Annotated[str, typer.Option(metavar="LOW,HIGH", help="Range of the subjects' ages, years.")] = "5,100",
     contrast: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="T1w; repeatable.", show_default="T1w")
     ] = None,

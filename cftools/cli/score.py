@@ -29,9 +29,7 @@ def score(
     ],
     truth: Annotated[
         str,
-        typer.Option(
-            metavar="DIR", help="Cohort of cf-phantom --twin, with the true counterfactuals; or one image."
-        ),
+        typer.Option(metavar="DIR", help="Cohort of cf-phantom --twin, with the true counterfactuals; or one image."),
     ],
     before: Annotated[
         str | None, typer.Option(metavar="FILE", help="The scan that was edited, when EDITED is one image.")
@@ -131,9 +129,7 @@ def _warn_of(missing: Sequence[str], total: int) -> None:
     warnings.warn(text, CftoolsWarning, stacklevel=2)
 
 
-def _measure(
-    pairs: Sequence[Counterfactual], metrics: tuple[str, ...]
-) -> tuple[list[Measured], dict[str, Any], int]:
+def _measure(pairs: Sequence[Counterfactual], metrics: tuple[str, ...]) -> tuple[list[Measured], dict[str, Any], int]:
     """The scores, MS-SSIM's settings (empty without it) and the exit code; what fails is left out."""
     from cftools.score.counterfactual import largest_value, measure
     from cftools.score.image import ms_ssim_weights
@@ -184,8 +180,7 @@ def _facts(
         }
 
     images = [
-        {"subject": one.subject, "setting": one.setting}
-        | {"scores": known(one.scores), "nothing": known(one.nothing)}
+        {"subject": one.subject, "setting": one.setting} | {"scores": known(one.scores), "nothing": known(one.nothing)}
         for one in measured
     ]
     return {

@@ -17,7 +17,8 @@ from cftools.errors import UsageError
 def train(
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="What to train.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder of the run; a stopped run goes on in it.")
+        Path,
+        typer.Option("-o", "--out", metavar="DIR", help="Folder of the run; a stopped run goes on in it."),
     ],
     condition: Annotated[
         list[str] | None,

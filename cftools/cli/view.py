@@ -43,9 +43,7 @@ def view(
     limit: Annotated[
         float | None, typer.Option(metavar="VALUE", help="Difference at the ends of the colour scale.")
     ] = None,
-    radiological: Annotated[
-        bool, typer.Option("--radiological", help="Show the subject's left on the right.")
-    ] = False,
+    radiological: Annotated[bool, typer.Option("--radiological", help="Show the subject's left on the right.")] = False,
     dpi: Annotated[int, typer.Option(metavar="N", min=20, max=1200, help="Dots per inch.")] = 150,
     force: options.Force = False,
 ) -> None:

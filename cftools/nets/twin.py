@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cftools import field
-
 
 #: The atlas has 4 mm voxels.
 ATLAS_SHAPE = (40, 48, 44)
@@ -82,7 +82,7 @@ class TwinNet(nn.Module):
         self.recall = nn.Linear(size, architecture.atlas)
         # 8 sub-voxels of each 2x2x2 block, where the block lies in MNI152 space, and what is known of there.
         self.down = nn.ModuleList([Block(8 + 3 + architecture.atlas, widths[0], size)])
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             self.down.append(Block(before, after, size, stride=2))
         self.up = nn.ModuleList()
         below = widths[-1]

@@ -5,19 +5,16 @@ The default is the MNI152 average that nilearn ships; any skull-stripped T1w sca
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
 from cftools import field
-from cftools.errors import InputError
-from cftools.prepare import GRID_1MM, GRID_2MM, Grid, prepare
+from cftools.prepare import GRID_1MM, GRID_2MM, Grid, prepare, resample
+from cftools.register import template
 from cftools.volume import Volume
 
 #: Grid of the simulator's velocity fields: 4 mm, over the same box as every model grid.
@@ -65,7 +62,8 @@ def template_anatomy(grid: Grid = GRID_2MM) -> Anatomy:
 
     Its 152 volunteers were 18 to 43 years old, 25 on average.
     """
-    t1, grey, white = (_template_map(kind) for kind in ("t1", "gm", "wm"))
+    maps = [template("t1"), template("gm"), template("wm")]
+    t1, grey, white = (resample(volume.array, volume.affine, GRID_1MM) for volume in maps)
     brain = ndimage.binary_fill_holes(t1 > 0.15)
     total = np.maximum(grey + white, 1.0)
     grey, white = grey / total * brain, white / total * brain
@@ -88,19 +86,6 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     fluid = np.clip((means[1] - image) / (means[1] - means[0]), 0, 1) * brain
     tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)
     return _finish(name, age, sex, tissues, brain, grid, rim=1.0)
-
-
-def _template_map(kind: str) -> np.ndarray:
-    """nilearn's packaged MNI152 map on the 1 mm grid, 0..1; read by path because importing nilearn is slow."""
-    spec = importlib.util.find_spec("nilearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("nilearn is not installed: it ships the MNI152 maps that cf-phantom starts from")
-    file = f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
-    image = nib.load(Path(spec.submodule_search_locations[0]) / "datasets" / "data" / file)
-    assert isinstance(image, nib.Nifti1Image)
-    data = np.asarray(image.dataobj, dtype=np.float32) / 255
-    index_of = np.linalg.inv(image.affine) @ GRID_1MM.affine
-    return ndimage.affine_transform(data, index_of[:3, :3], index_of[:3, 3], GRID_1MM.shape, order=1)
 
 
 def _correct_bias(image: np.ndarray, brain: np.ndarray) -> np.ndarray:

@@ -29,7 +29,14 @@ KNOBS: dict[str, tuple[tuple[str, ...], float]] = {
     "white_matter": (("sulci", "cortex"), 40.0),
 }
 #: What is held to the law; the remaining fluid is then what is left of a cranium that does not change.
-TARGETS = ("lateral_ventricles", "third_ventricle", "sylvian_fissure", "hippocampus", "cortex", "white_matter")
+TARGETS = (
+    "lateral_ventricles",
+    "third_ventricle",
+    "sylvian_fissure",
+    "hippocampus",
+    "cortex",
+    "white_matter",
+)
 #: Smoothing of what swells and what gives way, millimetres.
 SOFTNESS = 2.0
 #: How much a log volume off the law counts, in the order of TARGETS, and how much a turned knob costs: folds are

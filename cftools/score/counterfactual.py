@@ -269,9 +269,7 @@ def _check_same_grid(before: Volume, other: Volume) -> None:
         found = "another origin, orientation or voxel size"
     else:
         return
-    raise VolumeError(
-        f"{other.path}: is not on the grid of {before.path} ({found}): resample it onto that first"
-    )
+    raise VolumeError(f"{other.path}: is not on the grid of {before.path} ({found}): resample it onto that first")
 
 
 def _images(root: Path) -> Iterator[Path]:

@@ -64,9 +64,7 @@ def reader_objective(
     return ReaderObjective(architecture, AgedBrains(family, seed), seed, dict(data)), {"age": VARIABLES["age"]}
 
 
-Builder = Callable[
-    [Recipe, Family, Sequence[str], int, Mapping[str, Any]], tuple[Objective, dict[str, Variable]]
-]
+Builder = Callable[[Recipe, Family, Sequence[str], int, Mapping[str, Any]], tuple[Objective, dict[str, Variable]]]
 OBJECTIVES: dict[str, Builder] = {"twin": twin_objective, "reader": reader_objective}
 
 

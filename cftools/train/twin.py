@@ -105,7 +105,6 @@ class TwinObjective:
         return {
             "architecture": asdict(self.architecture),
             "seed": self.seed,
-            
             "field_weight": self.field_weight,
             "smooth_weight": self.smooth_weight,
             "data": self.data,
