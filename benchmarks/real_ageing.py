@@ -2,9 +2,9 @@
 
     python benchmarks/real_ageing.py $CFTOOLS_DATA --json docs/results/real-ageing.json
 
-Region labels that came with the scans are moved by the very field that moves the scan. First, each scan is aged by
--30, -10, +10, +30 (within 5-100 years) and its lateral ventricles must follow. Second, everyone under 40 is aged to
-the age of the real 60-75-year-olds and the two groups are compared.
+Region labels that came with the scans are moved, as fractions of voxels, by the very field that moves the scan.
+First, each scan is aged by -30, -10, +10, +30 (within 5-100 years) and its lateral ventricles must follow. Second,
+everyone under 40 is aged to the age of the real 60-75-year-olds and the two groups are compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from cftools import weights
-from cftools.carry import move_labels
+from cftools.carry import move_fractions
 from cftools.cohort import Scan, find_scans
 from cftools.condition import Condition
 from cftools.field import jacobian
@@ -32,34 +32,45 @@ DEEP_GREY = (23, 30, 31, 32, 36, 37, 38, 39, 47, 48, 55, 56, 57, 58, 59, 60, 71,
 CHANGES = (-30, -10, 10, 30)
 
 
-def volumes(labels: np.ndarray, voxel: float) -> dict[str, float]:
-    """Millilitres by structure, labels as in Neuromorphometrics and MUSE."""
-
-    def ml(region: np.ndarray) -> float:
-        return float(region.sum()) * voxel / 1000
-
+def regions(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks by structure, labels as in Neuromorphometrics and MUSE."""
     return {
-        "lateral_ventricles": ml(np.isin(labels, VENTRICLES)),
-        "third_ventricle": ml(labels == 4),
-        "hippocampi": ml(np.isin(labels, (47, 48))),
-        "grey_matter": ml((labels >= 100) | np.isin(labels, DEEP_GREY)),
-        "brain": ml((labels > 0) & ~np.isin(labels, FLUID)),
+        "lateral_ventricles": np.isin(labels, VENTRICLES),
+        "third_ventricle": labels == 4,
+        "hippocampi": np.isin(labels, (47, 48)),
+        "grey_matter": (labels >= 100) | np.isin(labels, DEEP_GREY),
+        "brain": (labels > 0) & ~np.isin(labels, FLUID),
     }
 
 
-def load(scan: Scan) -> tuple[Volume, np.ndarray]:
-    """A scan with its brain cut out along its labels, and the labels."""
+def volumes(masks: dict[str, np.ndarray], voxel: float) -> dict[str, float]:
+    """Millilitres by structure."""
+    return {name: float(mask.sum(dtype=np.float64)) * voxel / 1000 for name, mask in masks.items()}
+
+
+def load(scan: Scan) -> tuple[Volume, dict[str, np.ndarray]]:
+    """A scan with its brain cut out along its labels, and the structures."""
     volume = Volume.load(scan.path)
     assert scan.brain is not None
     labels = np.rint(Volume.load(scan.brain).array).astype(np.int16)
-    return volume.with_array(volume.array * (labels > 0)), labels
+    return volume.with_array(volume.array * (labels > 0)), regions(labels)
 
 
-def aged(method: FlowMethod, prepared: Prepared, scan: Scan, target: float, labels: np.ndarray, steps: int):
+def aged(
+    method: FlowMethod,
+    prepared: Prepared,
+    scan: Scan,
+    target: float,
+    masks: dict[str, np.ndarray],
+    steps: int = 1,
+    wanted: tuple[str, ...] = ("lateral_ventricles", "third_ventricle", "hippocampi", "grey_matter", "brain"),
+) -> tuple[dict[str, float], float]:
     """Volumes at another age, and the share of folded voxels."""
     source = Condition({"age": scan.age, "sex": scan.sex})
     deformation = method.edit(prepared, source, source.do(age=target), steps=steps)
-    moved = move_labels(prepared, deformation.displacement, labels)
+    moved = {
+        name: move_fractions(prepared, deformation.displacement, mask) for name, mask in masks.items() if name in wanted
+    }
     folded = float((jacobian(torch.from_numpy(deformation.displacement)[None]) <= 0).float().mean())
     return volumes(moved, prepared.volume.voxel_volume), folded
 
@@ -89,13 +100,15 @@ def main() -> None:
     sweeps, rows, folds = [], [], 0.0
     for scan in scans:
         assert scan.age is not None and scan.sex is not None
-        volume, labels = load(scan)
+        volume, masks = load(scan)
         prepared = prepare(volume)
-        own = volumes(labels, volume.voxel_volume)
+        own = volumes(masks, volume.voxel_volume)
         sweep = {0: own["lateral_ventricles"]}
         for change in CHANGES:
             if 5 <= scan.age + change <= 100:
-                then, folded = aged(method, prepared, scan, scan.age + change, labels, options.steps)
+                then, folded = aged(
+                    method, prepared, scan, scan.age + change, masks, options.steps, ("lateral_ventricles",)
+                )
                 sweep[change] = then["lateral_ventricles"]
                 folds = max(folds, folded)
         ordered = [sweep[key] for key in sorted(sweep)]
@@ -106,7 +119,7 @@ def main() -> None:
         if scan in old:
             rows.append({"group": "real", "sex": scan.sex, "scale": scale, **own})
         if scan.age < 40:
-            then, _ = aged(method, prepared, scan, mean_old[scan.sex], labels, options.steps)
+            then, _ = aged(method, prepared, scan, mean_old[scan.sex], masks, options.steps)
             rows.append({"group": "young", "sex": scan.sex, "scale": scale, **own})
             rows.append({"group": "aged", "sex": scan.sex, "scale": scale, **then})
     table = []

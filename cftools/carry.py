@@ -93,6 +93,32 @@ def move_labels(prepared: Prepared, displacement: np.ndarray, labels: np.ndarray
     return moved
 
 
+def move_fractions(prepared: Prepared, displacement: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """What share of each voxel a structure fills, moved as `carry_field` moves the scan, linear.
+
+    Unlike moved labels, moved fractions also show shifts of less than a voxel, so volumes are measured with them.
+
+    Args:
+        prepared, displacement: as for `carry_field`.
+        fractions: (I, J, K) in 0..1 on the scan's grid.
+    Returns:
+        (I, J, K) float32.
+    """
+    moved = np.array(fractions, dtype=np.float32, order="C")
+    field = _Field(prepared, displacement)
+    if not field.moves or not moved.any():
+        return moved
+    source = moved.copy()
+    reached = tuple(
+        slice(max(extent.start - field.reach - 1, 0), min(extent.stop + field.reach + 1, size))
+        for extent, size in zip(bounding_box(source != 0), source.shape, strict=True)
+    )
+    for slab in _slabs(reached):
+        indices = _indices(slab)
+        moved[slab] = ndimage.map_coordinates(source, indices + field.at(indices), order=1, mode="nearest")
+    return moved
+
+
 class _Field:
     """A displacement on a model's grid, read at the voxels of a scan and in the scan's voxels.
 

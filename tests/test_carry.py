@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cftools.carry import carry_field, move_labels
+from cftools.carry import carry_field, move_fractions, move_labels
 from cftools.prepare import GRID_2MM, Grid, Prepared, prepare
 from cftools.volume import Volume
 
@@ -251,3 +251,18 @@ def test_a_real_scan_comes_back_unchanged_and_is_moved_only_inside(data_dir: Pat
     outside = ~scan.mask
     np.testing.assert_array_equal(moved[outside], scan.volume.array[outside])
     assert (moved != scan.volume.array)[scan.mask].mean() > 0.95
+
+
+def test_fractions_move_by_parts_of_a_voxel() -> None:
+    grid = GRID_2MM
+    mask = np.zeros(grid.shape, np.float32)
+    mask[30:50, 40:60, 40:60] = 1
+    volume = Volume.from_array(mask + 0.5 * mask * np.arange(80, dtype=np.float32)[:, None, None] / 80, grid.affine)
+    prepared = Prepared(volume, mask, grid, np.eye(4), mask > 0, 0.0, 1.0)
+    shift = np.zeros((3, *grid.shape), np.float32)
+    assert np.array_equal(move_fractions(prepared, shift, mask), mask)
+    shift[0] = 0.5  # a quarter of a voxel
+    moved = move_fractions(prepared, shift, mask)
+    np.testing.assert_allclose(moved[29:31, 50, 50], [0.25, 1.0], atol=1e-5)
+    np.testing.assert_allclose(moved[49:51, 50, 50], [0.75, 0.0], atol=1e-5)
+    assert moved.sum() == pytest.approx(mask.sum(), rel=1e-5)

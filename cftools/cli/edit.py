@@ -114,7 +114,7 @@ def edit(
     with terminal.progress("editing") as report:
 
         def work(job: Job) -> None:
-            with _noting(str(job), strict) as notes:
+            with _noting(str(job)) as notes:
                 for path, edited, seconds in _edited(editor, job, told, volume):
                     _write(job, path, edited, force)
                     facts.append(_facts(job, path, edited, seconds, notes))
@@ -179,14 +179,12 @@ def _facts(job: Job, path: Path | None, edited: Edited, seconds: float, notes: S
 
 
 @contextmanager
-def _noting(name: str, strict: bool) -> Iterator[list[str]]:
+def _noting(name: str) -> Iterator[list[str]]:
     """Gather the warnings about one scan, each shown with its name."""
     notes: list[str] = []
+    # It also forgets what was shown before: two scans may have the same to be said of them.
     with warnings.catch_warnings():
         show = warnings.showwarning
-        if not strict:
-            # Two scans may have the same to be said of them.
-            warnings.simplefilter("always", CftoolsWarning)
 
         def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, CftoolsWarning):
