@@ -8,7 +8,6 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -186,7 +185,7 @@ def is_sidecar(sidecar: Path) -> bool:
 
 
 class Editor:
-    """Edits one scan after another; network and weights are loaded once, while the first scan is registered.
+    """Edits one scan after another; network and weights are loaded once, when the first scan is sound.
 
     Args:
         plan: what to edit with.
@@ -198,7 +197,7 @@ class Editor:
         self.plan = plan
         self.seed = seed
         self._device = device
-        self._loading: Future[tuple[FlowMethod, Checkpoint]] | None = None
+        self._method: tuple[FlowMethod, Checkpoint] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
 
     def edit(
@@ -225,12 +224,11 @@ class Editor:
         # Before the expensive part, unless something is still to be read off the scan.
         conditions = None if missing else self._conditions(known, sweep)
 
-        loading = self._load_meanwhile()
-
         from cftools.prepare import prepare
 
+        # The other way round, damaged weights would be found after a registration, for each scan anew.
+        method, checkpoint = self._loaded()
         prepared = prepare(volume, _grid(facts))
-        method, checkpoint = loading.result()
         guesses = {name: self._guess(name, prepared) for name in missing}
         source, targets = conditions or self._conditions(known.do(**guesses), sweep)
         weights = {preset.main_role: checkpoint}
@@ -292,19 +290,14 @@ class Editor:
         warnings.warn(f"{_name(prepared.volume)}: {text}", CftoolsWarning, stacklevel=2)
         return value
 
-    def _load_meanwhile(self) -> Future[tuple[FlowMethod, Checkpoint]]:
-        """Begin to load network and weights: importing torch takes as long as a registration."""
-        if self._loading is None:
-            pool = ThreadPoolExecutor(max_workers=1)
-            self._loading = pool.submit(self._load)
-            pool.shutdown(wait=False)
-        return self._loading
-
-    def _load(self) -> tuple[FlowMethod, Checkpoint]:
+    def _loaded(self) -> tuple[FlowMethod, Checkpoint]:
         from cftools.methods import FlowMethod
 
-        checkpoint = load(self.plan.weights)
-        return {"flow": FlowMethod}[self.plan.preset.method](checkpoint, self._device()), checkpoint
+        if self._method is None:
+            checkpoint = load(self.plan.weights)
+            classes = {"flow": FlowMethod}
+            self._method = classes[self.plan.preset.method](checkpoint, self._device()), checkpoint
+        return self._method
 
 
 def _check_contrast(volume: Volume, facts: Facts) -> None:

@@ -29,6 +29,7 @@ FLOORS = (
     {"cftools.methods"},
     {"cftools.train", "cftools.score"},
     {"cftools.report", "cftools.cohort"},
+    {"cftools.editing"},
     {"cftools.cli"},
 )
 STANDARD_LIBRARY_ONLY = FLOORS[0]

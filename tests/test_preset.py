@@ -43,7 +43,7 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
 
 
 def test_every_row_of_the_table_is_a_file() -> None:
-    assert {path.stem for path in FILES} == ROWS | {"edit-friendly"}
+    assert {path.stem for path in FILES} == ROWS | {"edit-friendly", "age"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -64,14 +64,14 @@ def holds(whole: Any, part: Any) -> bool:
 
 
 def test_only_what_runs_is_shipped() -> None:
-    assert list_presets() == ("twin",)
+    assert list_presets() == ("age", "twin")
     assert load_preset("twin") == load_preset(presets_folder() / "twin.toml")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(PresetError, match="did you mean twin"):
         load_preset("twins")
-    with pytest.raises(PresetError, match="there are twin"):
+    with pytest.raises(PresetError, match="there are age, twin"):
         load_preset("diffuse")
     with pytest.raises(PresetError, match="no such file"):
         load_preset(tmp_path / "none.toml")
@@ -106,9 +106,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
         ('flow = ["twin-age-2mm"]', 'denoiser = ["a"]', "weights.denoiser: a flow method has flow"),
         ('flow = ["twin-age-2mm"]', "", "weights.flow is missing"),
         ('title = "', 'title = 3 # "', "title must be a text"),
-        ("learning_rate = 1e-3", "learning_rate = 1", "write 1.0"),
-        ("learning_rate = 1e-3", "learning_rate = nan", "learning_rate must be finite"),
-        ("learning_rate = 1e-3", "", "recipe[0].training.learning_rate is missing"),
+        ("learning_rate = 1.5e-3", "learning_rate = 1", "write 1.0"),
+        ("learning_rate = 1.5e-3", "learning_rate = nan", "learning_rate must be finite"),
+        ("learning_rate = 1.5e-3", "", "recipe[0].training.learning_rate is missing"),
         ("ema = 0.", "emma = 0.", "recipe[0].training.emma: did you mean ema?"),
         ("ema = 0.", "epochs = 3\nema = 0.", "steps or epochs"),
         ("ema = 0.", "ema = 1.", "ema must be"),
