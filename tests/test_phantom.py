@@ -143,3 +143,20 @@ def test_altered_law_is_another_world(anatomy: Anatomy, family: Family) -> None:
     ours, theirs = family.draw(2, 0), other.draw(2, 0)
     assert torch.equal(ours.to_base, theirs.to_base)
     assert not torch.allclose(ours.log_ratios(80.0), theirs.log_ratios(80.0), atol=0.05)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cftools.cli.phantom import main
+
+    out = tmp_path / "twins"
+    assert main([str(out), "--seed", "7", "--twin", "age=+20,-20", "--ages", "30,40"]) == 0
+    truth = out / "derivatives" / "truth" / "sub-0001" / "anat"
+    assert {path.name for path in truth.glob("*_T1w.nii.gz")} == {
+        "sub-0001_desc-agePlus20_T1w.nii.gz",
+        "sub-0001_desc-ageMinus20_T1w.nii.gz",
+    }
+    assert capsys.readouterr().out.strip() == str(out)
+    assert main([str(out)]) == 2, "not empty"
+    for words in (["--twin", "age"], ["--ages", "40,30"], ["--contrast", "T2w"], ["--voxel-size", "3"]):
+        assert main([str(tmp_path / "new"), *words]) == 2
+        assert not (tmp_path / "new").exists()

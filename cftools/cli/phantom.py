@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
 from cftools.errors import UsageError
+
+if TYPE_CHECKING:
+    from cftools.condition import Change
 
 CONTRASTS = ("T1w",)
 
@@ -69,9 +72,7 @@ def phantom(
     if low > high:
         raise UsageError(f"--ages {ages}: the lower age comes first")
 
-    from cftools.condition import parse_assignments
-
-    twins = [change for text in twin or [] for change in parse_assignments(_split(text))]
+    twins = [change for text in twin or [] for change in _changes(text)]
 
     import torch
 
@@ -109,10 +110,14 @@ def phantom(
     terminal.result(out)
 
 
-def _split(text: str) -> list[str]:
+def _changes(text: str) -> tuple[Change, ...]:
     """ "age=+30,-30" is two changes of age."""
-    name, _, values = text.partition("=")
-    return [f"{name}={value}" for value in values.split(",")] if values else [text]
+    from cftools.condition import parse_values
+
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise UsageError(f"--twin {text}: write NAME=VALUE, such as age=+30")
+    return parse_values(name, values)
 
 
 main = Command("cf-phantom", phantom)
