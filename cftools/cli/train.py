@@ -52,6 +52,7 @@ def train(
             help="Change the recipe: training.steps=100, network.velocity_mm=8, losses.field=0.",
         ),
     ] = None,
+    init: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Start from these weights: fine-tune.")] = None,
     source: Annotated[
         str, typer.Option(metavar="TEXT", help="What --data is and its licence, for the weights' record.")
     ] = "",
@@ -70,12 +71,15 @@ def train(
         cf-train --preset twin --condition age --data bids/ --out runs/mine
         cf-edit --weights runs/mine/weights.safetensors --age +30 scan.nii.gz
     """
+    from dataclasses import replace
     from datetime import UTC, datetime
 
     from cftools.preset import load_preset
     from cftools.provenance import command_line
 
     recipe = _changed(load_preset(preset).recipe_for("full" if size == "full" else "bundled"), set_ or [])
+    if init:
+        recipe = replace(recipe, initial=init)
     if size not in ("bundled", "full"):
         raise UsageError(f"--size {size}: bundled or full")
     if not template and not data:
@@ -140,6 +144,8 @@ def _changed(recipe: Any, settings: list[str]) -> Any:
         group, dot, key = name.partition(".")
         if not (equals and dot and key and isinstance(table.get(group), dict)):
             raise UsageError(f"--set {text}: write table.key=value, such as training.steps=100")
+        if group == "training" and key in ("batch", "epochs"):
+            raise UsageError(f"--set {text}: a step is one pair; only training.steps says how long")
         try:
             table[group][key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from cftools import field
+from cftools.errors import InputError
 from cftools.prepare import GRID_1MM, GRID_2MM, Grid, prepare, resample
 from cftools.register import template
 from cftools.volume import Volume
@@ -82,8 +83,14 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     brain = ndimage.binary_fill_holes(ndimage.binary_opening(image > 0.02, iterations=1))
     image = _correct_bias(image, brain)
     means = _class_means(image[brain])
+    if not np.all(np.diff(means) > 0.05):
+        raise InputError(f"{name}: fluid, grey and white matter do not differ in brightness: is it a T1w scan?")
     white = np.clip((image - means[1]) / (means[2] - means[1]), 0, 1) * brain
     fluid = np.clip((means[1] - image) / (means[1] - means[0]), 0, 1) * brain
+    # White matter lines most of the ventricles: what is between the two there is no grey matter.
+    lining = _lateral_ventricles(fluid, brain) & brain
+    half = np.clip((means[2] - image) / (means[2] - means[0]), 0, 1)
+    fluid, white = np.where(lining, half, fluid), np.where(lining, 1 - half, white)
     tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)
     return _finish(name, age, sex, tissues, brain, grid, rim=1.0)
 
@@ -159,22 +166,11 @@ def structures(tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
     Returns:
         (9, X, Y, Z) float32 fractions, summing to 1 inside the cranium.
     """
-    origin = GRID_1MM.affine[:3, 3]
-    x, y, z = (
-        (np.arange(n, dtype=np.float32) + start).reshape([-1 if a == axis else 1 for a in range(3)])
-        for axis, (n, start) in enumerate(zip(GRID_1MM.shape, origin, strict=True))
-    )
+    x, y, z = _coordinates()
     fluid, grey, white = tissues
     side = np.abs(x)
-    depth = ndimage.distance_transform_edt(cranium).astype(np.float32)
-
-    body = (side < 27) & (y > -52) & (y < 44) & (z > -3) & (z < 34)
-    trigone = (side > 11) & (side < 42) & (y > -78) & (y < -20) & (z > -6) & (z < 26)
-    temporal = (side > 22) & (side < 44) & (y > -46) & (y < -2) & (z > -26) & (z < -2)
+    ventricle = _lateral_ventricles(fluid, cranium)
     third = (side < 6) & (y > -34) & (y < 12) & (z > -16) & (z < 9)
-    cistern = (side < 16) & (y < -30) & (z < 9) | (side < 5) & (z > 22) | (side < 12) & (y < -28) & (z < 12)
-    ventricle = (body | trigone | temporal) & ~third & ~cistern & (depth > 15)
-    ventricle = _connected(ventricle & (fluid > 0.4), ventricle, fluid)
 
     centre = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [24, 27, 29, 27, 23]).reshape(y.shape)
     height = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [0, -4, -11, -19, -22]).reshape(y.shape)
@@ -208,10 +204,32 @@ def structures(tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
     ).astype(np.float32)
 
 
-def _connected(core: np.ndarray, allowed: np.ndarray, fluid: np.ndarray) -> np.ndarray:
-    """The pieces of `core` above 150 mm3, grown by 2 mm into partial-volume voxels that are allowed."""
-    pieces, count = ndimage.label(core)
+def _coordinates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """MNI152 millimetres of the 1 mm grid along x, y and z, each broadcastable to it."""
+    x, y, z = (
+        (np.arange(n, dtype=np.float32) + start).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, (n, start) in enumerate(zip(GRID_1MM.shape, GRID_1MM.affine[:3, 3], strict=True))
+    )
+    return x, y, z
+
+
+def _lateral_ventricles(fluid: np.ndarray, cranium: np.ndarray) -> np.ndarray:
+    """The lateral ventricles and their lining: pieces of fluid above 150 mm3 in a generous zone, grown by 2 mm.
+
+    Args:
+        fluid: (X, Y, Z) fraction at 1 mm.
+        cranium: (X, Y, Z) bool.
+    """
+    x, y, z = _coordinates()
+    side = np.abs(x)
+    depth = ndimage.distance_transform_edt(cranium).astype(np.float32)
+    body = (side < 27) & (y > -52) & (y < 44) & (z > -3) & (z < 34)
+    trigone = (side > 11) & (side < 42) & (y > -78) & (y < -20) & (z > -6) & (z < 26)
+    temporal = (side > 22) & (side < 44) & (y > -46) & (y < -2) & (z > -26) & (z < -2)
+    third = (side < 6) & (y > -34) & (y < 12) & (z > -16) & (z < 9)
+    cistern = (side < 16) & (y < -30) & (z < 9) | (side < 5) & (z > 22) | (side < 12) & (y < -28) & (z < 12)
+    zone = (body | trigone | temporal) & ~third & ~cistern & (depth > 15)
+    pieces, count = ndimage.label(zone & (fluid > 0.4))
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     sizes[0] = 0
-    kept = (sizes >= 150)[pieces]
-    return ndimage.binary_dilation(kept, iterations=2) & allowed & (fluid > 0.02)
+    return ndimage.binary_dilation((sizes >= 150)[pieces], iterations=2) & zone

@@ -122,10 +122,9 @@ class Aged:
         return moved[0, 0].to(torch.uint8)
 
     def volumes(self) -> dict[str, float]:
-        """Volume of each structure, ml: fractions of the anatomy integrated over the forward map."""
-        growth = field.jacobian(self.inverse).clamp_min(0)
+        """Volume of each structure, ml: fractions of the anatomy, deformed as the image is."""
         voxel = np.prod(np.array(field.BOX) / np.array(FIELD_SHAPE)) / 1000
-        totals = (self.subject.anatomy.regions[0] * growth).sum((1, 2, 3)) * voxel
+        totals = field.warp(self.subject.anatomy.regions, self.displacement)[0].sum((1, 2, 3)) * voxel
         return {name: float(total) for name, total in zip(STRUCTURES, totals, strict=True)}
 
     def to(self, other: Aged) -> Tensor:
@@ -158,7 +157,7 @@ class Family:
 
     def draw(self, seed: int, index: int, sex: str | None = None) -> Subject:
         """Subject number `index`; the same whatever was drawn before, or in which process."""
-        random = np.random.default_rng([seed, index])
+        random = np.random.default_rng([seed, 0, index])
         drawn_sex = ("F", "M")[random.integers(2)]
         sex = sex or drawn_sex
         anatomy, knobs = self.members[random.integers(len(self.members))]

@@ -75,14 +75,17 @@ def train(
     out: Path,
     progress: Progress | None = None,
     device: torch.device | str = "cpu",
+    initial: dict[str, Tensor] | None = None,
 ) -> tuple[nn.Module, float]:
     """Train, or go on where a killed run stopped, and return the averaged network and the seconds it took.
 
     The folder `out` holds `state.safetensors` (network, average, optimiser) and `log.jsonl`. At equal threads, a
     run that was killed and resumed ends with the same bits as one that was not.
 
+    Args:
+        initial: weights to start from instead of random ones.
     Raises:
-        UsageError: `out` holds a run with other settings.
+        UsageError: `out` holds a run with other settings, or the initial weights are of another network.
         OutputError: `out` cannot be written.
     """
     try:
@@ -91,6 +94,14 @@ def train(
         raise OutputError(f"{out}: cannot make the folder ({error.strerror})") from None
     network = objective.network().to(device)
     average = objective.network().to(device).requires_grad_(False)
+    if initial is not None:
+        try:
+            network.load_state_dict(initial)
+            average.load_state_dict(initial)
+        except RuntimeError as error:
+            raise UsageError(
+                f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
+            ) from None
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     settings = json.dumps({**asdict(schedule), **objective.description()}, sort_keys=True)
     state = out / "state.safetensors"

@@ -96,7 +96,14 @@ def run(
     if recipe.objective not in OBJECTIVES:
         raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
     names = sorted(anatomy.name for anatomy in anatomies)
-    data = {"anatomies": names, "law": law.name, "conditions": list(conditions), **recipe.data}
+    initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
+    data = {
+        "initial": initial.sha256 if initial else "",
+        "anatomies": names,
+        "law": law.name,
+        "conditions": list(conditions),
+        **recipe.data,
+    }
     family = Family(anatomies, law, varied=True)
     objective, variables = OBJECTIVES[recipe.objective](recipe, family, conditions, seed, data)
     training = recipe.training
@@ -106,7 +113,7 @@ def run(
         weight_decay=training.weight_decay,
         ema=training.ema,
     )
-    network, seconds = train(objective, schedule, out, progress, device)
+    network, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
     architecture: Any = network.architecture
     facts = weights.Facts(
         architecture=recipe.network.architecture,
