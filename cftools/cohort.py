@@ -47,7 +47,8 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
 
     Args:
         folder: holds sub-*/[ses-*/]anat/.
-        suffix: "T1w" and so on; scans with a ce- entity are another contrast and left out.
+        suffix: "T1w" and so on; scans with a ce- entity are another contrast, those with desc- were made of
+            others; both are left out.
         labels: subjects to keep, with or without "sub-"; all when empty.
     Raises:
         UsageError: a label is not there. InputError: there is no such scan at all, or a table is bad.
@@ -58,7 +59,10 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         path
         for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
         for path in folder.glob(pattern)
-        if _stem(path).endswith(f"_{suffix}") and "_ce-" not in path.name and path.name.endswith(IMAGE_ENDINGS)
+        if _stem(path).endswith(f"_{suffix}")
+        and "_ce-" not in path.name
+        and "_desc-" not in path.name
+        and path.name.endswith(IMAGE_ENDINGS)
     )
     missing = wanted - {_part(path, "sub") for path in found}
     if missing:
@@ -70,7 +74,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
             continue
         person = _person(path, folder, people)
         age, sex = read_age(person.get("age")), read_sex(person.get("sex"))
-        scans.append(Scan(path, subject, _part(path, "ses"), age, sex, _brain_of(folder, subject)))
+        scans.append(Scan(path, subject, _part(path, "ses"), age, sex, _brain_of(folder, subject, _part(path, "ses"))))
     if not scans:
         raise InputError(f"{folder}: no sub-*/anat/*_{suffix}.nii.gz in it: is it a BIDS folder?")
     return scans
@@ -227,11 +231,12 @@ def _json(path: Path) -> dict[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _brain_of(folder: Path, subject: str) -> Path | None:
-    """The first mask or segmentation of the whole brain found under derivatives/."""
+def _brain_of(folder: Path, subject: str, session: str | None) -> Path | None:
+    """A mask or segmentation of the scan's whole brain under derivatives/; simulated truth is no such thing."""
     for pattern in ("*_desc-brain_mask.nii*", "*_dseg.nii*"):
         for path in sorted(folder.glob(f"derivatives/*/{subject}/**/{pattern}")):
-            return path
+            if _part(path, "ses") == session and path.relative_to(folder).parts[1] != "truth":
+                return path
     return None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from cftools.errors import OutputError, UsageError, VolumeError
+from cftools.errors import OutputError, UsageError
 from cftools.volume import Volume, write_atomic
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def picture(
     """
     scans = [before, *after]
     for other in after:
-        _check_same_grid(before, other)
+        before.check_same_grid(other)
     titles = list(labels) or [_title(scan) for scan in scans]
     if len(titles) != len(scans):
         raise UsageError(f"{len(titles)} labels for {len(scans)} images: give each its own")
@@ -105,20 +105,6 @@ def picture_bytes(figure: Figure, dpi: int = 150) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi)
     return stream.getvalue()
-
-
-def _check_same_grid(before: Volume, other: Volume) -> None:
-    if before.array.shape != other.array.shape:
-        found = f"{_size(other)} voxels against {_size(before)}"
-    elif not np.allclose(before.affine, other.affine, atol=1e-3):
-        found = "another origin, orientation or voxel size"
-    else:
-        return
-    raise VolumeError(f"{_name(other)}: is not on the grid of {_name(before)} ({found}): resample it onto that first")
-
-
-def _size(volume: Volume) -> str:
-    return "x".join(str(side) for side in volume.array.shape)
 
 
 def _name(volume: Volume) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from cftools.errors import OutputError
+from cftools.errors import OutputError, VolumeError
 from cftools.nifti import new_header, output_header, printable, read_bytes, read_file
 
 # The mantissas of an edited scan do not compress: levels 1 to 6 take 0.21 to 0.24 s for 6.1 to 5.9 MB on a
@@ -99,6 +99,18 @@ class Volume:
     def voxel_volume(self) -> float:
         """Volume of a voxel in mm^3, |det A|: right for sheared grids too."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    def check_same_grid(self, other: Volume) -> None:
+        """Raise a VolumeError unless the other volume has this one's shape and affine."""
+        if self.array.shape != other.array.shape:
+            sizes = ["x".join(map(str, volume.array.shape)) for volume in (other, self)]
+            found = f"{sizes[0]} voxels against {sizes[1]}"
+        elif not np.allclose(self.affine, other.affine, atol=1e-3):
+            found = "another origin, orientation or voxel size"
+        else:
+            return
+        theirs, ours = (printable(volume.path) if volume.path else "one" for volume in (other, self))
+        raise VolumeError(f"{theirs}: is not on the grid of {ours} ({found}): resample it onto that first")
 
     def to_bytes(self, gz: bool = False) -> bytes:
         """The bytes of a .nii file, or of a .nii.gz: the same volume always gives the same bytes."""

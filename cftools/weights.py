@@ -262,6 +262,11 @@ def save(
     return hashlib.sha256(data).hexdigest()
 
 
+def is_name(text: str) -> bool:
+    """Whether weights can be called so: small letters, digits and hyphens."""
+    return _NAME.fullmatch(text) is not None
+
+
 def add_to_index(name: str, path: str | Path, description: str, serves: tuple[str, ...]) -> Entry:
     """Put weights, once they load, into the index beside them: added or replaced, sorted by name.
 
@@ -271,7 +276,7 @@ def add_to_index(name: str, path: str | Path, description: str, serves: tuple[st
     from cftools.volume import write_atomic
 
     path = Path(path)
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise WeightsError(f"{name!r} cannot name weights: small letters, digits and hyphens only")
     data = _bytes(path)
     load(path, folder=path.parent)

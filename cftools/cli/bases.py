@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from cftools.prepare import Grid
 
 
-def base_anatomies(folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None) -> list[Anatomy]:
+def base_anatomies(
+    folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None, option: str = "--base-ages"
+) -> list[Anatomy]:
     """An anatomy of each T1w scan of a BIDS folder; scans that cannot be used are left out with a warning.
 
     Args:
         folder: BIDS, with ages in participants.tsv or the sidecars.
         grid: of the anatomies.
         labels: participants to take, comma lists allowed; all when empty.
-        ages: "low,high" years to keep, or None.
+        ages: "low,high" years to keep, or None; option: what the user calls that.
     Raises:
         InputError: none is left.
     """
@@ -30,7 +32,7 @@ def base_anatomies(folder: Path, grid: Grid, labels: list[str] | None = None, ag
     from cftools.volume import Volume
 
     wanted = [name for text in labels or [] for name in text.split(",")]
-    low, high = options.numbers(ages, 2, "--base-ages") if ages else (0.0, 130.0)
+    low, high = options.numbers(ages, 2, option) if ages else (0.0, 130.0)
     scans = [scan for scan in find_scans(folder, labels=wanted) if scan.age is None or low <= scan.age <= high]
     anatomies = []
     with terminal.progress("anatomies") as report:
@@ -40,7 +42,9 @@ def base_anatomies(folder: Path, grid: Grid, labels: list[str] | None = None, ag
                     raise InputError(f"{scan.path}: its age is not known, so it cannot be an anatomy to age")
                 volume = Volume.load(scan.path)
                 if scan.brain is not None:
-                    volume = volume.with_array(volume.array * (Volume.load(scan.brain).array > 0))
+                    brain = Volume.load(scan.brain)
+                    volume.check_same_grid(brain)
+                    volume = volume.with_array(volume.array * (brain.array > 0))
                 anatomies.append(scan_anatomy(volume, scan.age, scan.sex, scan.subject, grid))
             except CftoolsError as error:
                 warnings.warn(f"left out: {error}", CftoolsWarning, stacklevel=2)

@@ -82,7 +82,6 @@ def phantom(
     from cftools.phantom.law import load_law
     from cftools.phantom.twins import Family
     from cftools.prepare import GRID_1MM, GRID_2MM
-    from cftools.provenance import command_line
 
     torch.set_num_threads(threads or usable_cpus())
     grid = GRID_1MM if voxel_size == 1 else GRID_2MM
@@ -104,10 +103,18 @@ def phantom(
             twins,
             (low, high),
             force=force,
-            command=command_line(sys.argv),
+            command=_portable(out, base),
             report=report,
         )
     terminal.result(out)
+
+
+def _portable(out: Path, base: Path | None) -> str:
+    """The command without the places of its folders: the same cohort has the same bytes anywhere."""
+    from cftools.provenance import command_line
+
+    places = {str(out): "OUT"} | ({str(base): base.name} if base else {})
+    return command_line([sys.argv[0], *(places.get(word, word) for word in sys.argv[1:])])
 
 
 def _changes(text: str) -> tuple[Change, ...]:

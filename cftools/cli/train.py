@@ -57,6 +57,9 @@ def train(
         str, typer.Option(metavar="TEXT", help="What --data is and its licence, for the weights' record.")
     ] = "",
     licence: Annotated[str, typer.Option(metavar="SPDX", help="Licence of the weights.")] = "Apache-2.0",
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel="Running", help="Processes that simulate.")
+    ] = 1,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -65,10 +68,10 @@ def train(
 
     Data are made while training, by the simulator of cf-phantom, over the MNI152 average and any scans given.
     The run's folder holds the state to resume from, log.jsonl with the losses, and in the end
-    weights.safetensors, which cf-edit --weights takes. Killed and started again, it ends with the same bits.
+    weights.safetensors, which cf-edit --weights takes. Killed and started again, it ends with the same numbers.
 
     Example:
-        cf-train --preset twin --condition age --data bids/ --out runs/mine
+        cf-train --preset twin --condition age --data bids/ --source "our cohort" --out runs/mine
         cf-edit --weights runs/mine/weights.safetensors --age +30 scan.nii.gz
     """
     from dataclasses import replace
@@ -82,6 +85,8 @@ def train(
         recipe = replace(recipe, initial=init)
     if size not in ("bundled", "full"):
         raise UsageError(f"--size {size}: bundled or full")
+    if data and not source:
+        raise UsageError("--data needs --source: say what the scans are and under which licence, for the record")
     if not template and not data:
         raise UsageError("--no-template leaves no anatomy: name scans with --data")
 
@@ -96,7 +101,7 @@ def train(
     torch.set_num_threads(threads or options.usable_cpus())
     anatomies = [template_anatomy(GRID_2MM)] if template else []
     for folder in data or []:
-        anatomies += base_anatomies(folder, GRID_2MM, participant_label, data_ages)
+        anatomies += base_anatomies(folder, GRID_2MM, participant_label, data_ages, "--data-ages")
     names = "MNI152 average (ICBM 2009a, as nilearn ships it)" if template else ""
     with terminal.progress("training") as report:
         path = run(
@@ -112,6 +117,7 @@ def train(
             datetime.now(UTC).date().isoformat(),
             options.choose_device(device),
             lambda done, total, losses: report(done, total, note=_losses(losses)),
+            workers,
         )
     terminal.result(path)
 

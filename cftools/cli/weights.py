@@ -107,11 +107,13 @@ def add(
 
     from cftools.condition import parse_assignments
     from cftools.schema import FrozenMapping
-    from cftools.weights import SUFFIX, add_to_index, bundled_dir, load, save
+    from cftools.weights import SUFFIX, add_to_index, bundled_dir, is_name, load, save
 
     scores = {change.name: change.value for change in parse_assignments(score or [])}
     if not all(isinstance(value, float) for value in scores.values()):
         raise UsageError("--score: a score is a number, such as truth_ratio=0.31")
+    if not is_name(name):
+        raise UsageError(f"{name!r} cannot name weights: small letters, digits and hyphens only")
     checkpoint = load(file)
     measured = FrozenMapping({**checkpoint.facts.scores, **{k: float(str(v)) for k, v in scores.items()}})
     path = bundled_dir() / f"{name}{SUFFIX}"

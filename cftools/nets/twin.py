@@ -110,7 +110,7 @@ class TwinNet(nn.Module):
         change = target - source
         embedding = self.embed(torch.cat([source, target, change, known.to(image.dtype)], dim=1))
         atlas = self.atlas.expand(image.shape[0], -1, -1, -1, -1)
-        x = torch.cat([_unshuffle(image), self._where(image), atlas], dim=1)
+        x = torch.cat([unshuffle(image), self._where(image), atlas], dim=1)
         skips = []
         for block in self.down:
             x = block(x, embedding)
@@ -137,7 +137,7 @@ class TwinNet(nn.Module):
         return points[None].expand(image.shape[0], -1, -1, -1, -1).to(image.dtype)
 
 
-def _unshuffle(image: Tensor) -> Tensor:
+def unshuffle(image: Tensor) -> Tensor:
     """(B, 1, 2X, 2Y, 2Z) -> (B, 8, X, Y, Z): each 2x2x2 block as channels."""
     b, _, x, y, z = image.shape
     blocks = image.view(b, x // 2, 2, y // 2, 2, z // 2, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cftools.errors import InputError, UsageError, VolumeError
+from cftools.errors import InputError, UsageError
 from cftools.score.image import Pyramid, intensity_scale, ms_ssim, psnr
 from cftools.volume import Volume
 
@@ -53,7 +53,7 @@ class Counterfactual:
         before = Volume.load(self.before)
         others = [Volume.load(path) for path in (self.truth, self.edited)]
         for other in others:
-            _check_same_grid(before, other)
+            before.check_same_grid(other)
         return before.array, others[0].array, others[1].array
 
 
@@ -259,17 +259,6 @@ def bootstrap_ratio(
 def _mean_absolute(difference: np.ndarray, where: np.ndarray) -> float:
     values = difference[where]
     return float(np.abs(values).mean(dtype=np.float64)) if values.size else float("nan")
-
-
-def _check_same_grid(before: Volume, other: Volume) -> None:
-    if before.array.shape != other.array.shape:
-        sizes = ["x".join(map(str, volume.array.shape)) for volume in (other, before)]
-        found = f"{sizes[0]} voxels against {sizes[1]}"
-    elif not np.allclose(before.affine, other.affine, atol=1e-3):
-        found = "another origin, orientation or voxel size"
-    else:
-        return
-    raise VolumeError(f"{other.path}: is not on the grid of {before.path} ({found}): resample it onto that first")
 
 
 def _images(root: Path) -> Iterator[Path]:

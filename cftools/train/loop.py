@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cftools.errors import OutputError, UsageError
+from cftools.errors import CftoolsError, OutputError, UsageError
 from cftools.volume import write_atomic
 
 
@@ -43,7 +43,7 @@ class Schedule:
     Attributes:
         steps: optimiser steps; learning_rate: peak of AdamW, after a warm-up over the first 2 % and down a cosine.
         ema: decay of the averaged weights that are kept in the end.
-        workers: processes that make data.
+        workers: processes that make data; they change nothing but the speed.
         save_every: steps between states that a killed run can resume from.
         log_every: steps averaged into one line of the log.
     """
@@ -80,7 +80,7 @@ def train(
     """Train, or go on where a killed run stopped, and return the averaged network and the seconds it took.
 
     The folder `out` holds `state.safetensors` (network, average, optimiser) and `log.jsonl`. At equal threads, a
-    run that was killed and resumed ends with the same bits as one that was not.
+    run that was killed and resumed ends with the same tensors as one that was not.
 
     Args:
         initial: weights to start from instead of random ones.
@@ -103,7 +103,8 @@ def train(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
             ) from None
     optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    settings = json.dumps({**asdict(schedule), **objective.description()}, sort_keys=True)
+    decisive = {name: value for name, value in asdict(schedule).items() if name != "workers"}
+    settings = json.dumps({**decisive, **objective.description()}, sort_keys=True)
     state = out / "state.safetensors"
     start, seconds = _restore(state, settings, network, average, optimiser) if state.exists() else (0, 0.0)
     log = out / "log.jsonl"
@@ -118,6 +119,8 @@ def train(
                 group["lr"] = schedule.rate(step)
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
                 losses = objective.losses(network, item)
+            if not torch.isfinite(losses["loss"]):
+                raise CftoolsError(f"{out}: the loss is not finite at step {step}: lower training.learning_rate")
             optimiser.zero_grad(set_to_none=True)
             losses["loss"].backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)

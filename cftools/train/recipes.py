@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,8 @@ def twin_objective(
         changes=tuple(order.index(name) for name in conditions),
     )
     losses = {"field": 0.0, "smooth": 0.0, **recipe.losses}
+    _known(recipe.losses, ("field", "smooth"), "losses")
+    _known(recipe.data, ("cohort",), "data")
     cohort = int(recipe.data.get("cohort", 0))
     objective = TwinObjective(
         architecture, Twins(family, seed, cohort), seed, losses["field"], losses["smooth"], dict(data)
@@ -60,6 +63,8 @@ def reader_objective(
     """A network that reads one variable."""
     if list(conditions) != ["age"]:
         raise UsageError("--condition: a reader reads one variable, and the simulator has one to read, age")
+    _known(recipe.losses, (), "losses")
+    _known(recipe.data, (), "data")
     architecture = _architecture(RegressorArchitecture, recipe)
     return ReaderObjective(architecture, AgedBrains(family, seed), seed, dict(data)), {"age": VARIABLES["age"]}
 
@@ -81,6 +86,7 @@ def run(
     date: str,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> Path:
     """Train a recipe and write `out/weights.safetensors`, or go on with a run that was stopped.
 
@@ -95,7 +101,9 @@ def run(
     """
     if recipe.objective not in OBJECTIVES:
         raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
-    names = sorted(anatomy.name for anatomy in anatomies)
+    if recipe.training.epochs or recipe.training.batch != 1:
+        raise PresetError("training: a step is one simulated pair; give steps, and neither epochs nor batch")
+    names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
     initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
     data = {
         "initial": initial.sha256 if initial else "",
@@ -112,6 +120,7 @@ def run(
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         ema=training.ema,
+        workers=workers,
     )
     network, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
     architecture: Any = network.architecture
@@ -128,6 +137,16 @@ def run(
     path = out / "weights.safetensors"
     weights.save(path, network.state_dict(), facts, force=True)
     return path
+
+
+def _known(given: Mapping[str, Any], known: tuple[str, ...], table: str) -> None:
+    for name in given:
+        if name not in known:
+            raise PresetError(f"{table}.{name}: this objective knows {', '.join(known) or 'nothing there'}")
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def grid_facts(grid: Grid) -> weights.GridFacts:
