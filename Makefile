@@ -51,5 +51,8 @@ ANATOMY := --data $(CFTOOLS_DATA)/ixi --data-ages 40,60 \
 	--source "13 IXI scans of people aged 40 to 60 (brain-development.org, CC BY-SA 3.0)" --licence CC-BY-SA-3.0
 weights: $(INSTALLED)
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
-	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm
-	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
+	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-start
+	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm --seed 1 \
+		--init runs/twin-start/weights.safetensors --set training.steps=1500 --set training.learning_rate=1e-3 \
+		--set data.cohort=300
+	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm --workers 2

@@ -31,16 +31,16 @@ from cftools.prepare import GRID_2MM
 from cftools.train.loop import Schedule, train
 from cftools.train.twin import TwinObjective, Twins
 
-BASE = {"channels": (16, 32, 64, 64), "velocity_mm": 4, "residual": True}
+BASE = {"channels": (12, 32, 64, 64), "velocity_mm": 4, "residual": True, "atlas": 8}
 VARIANTS: dict[str, dict] = {
-    "base: 4 mm, residual, field loss, IXI + MNI152, no repeats": {},
+    "base: 4 mm, residual, field loss, atlas, IXI + MNI152, no repeats": {},
     "velocity at 8 mm": {"velocity_mm": 8},
     "no residual": {"residual": False},
     "no field loss": {"field_weight": 0.0},
     "fixed cohort of 60 pairs": {"cohort": 60},
     "anatomy of the MNI152 average alone": {"anatomy": "template"},
     "anatomy of the IXI scans alone": {"anatomy": "ixi"},
-    "wider: 24, 48, 96, 96": {"channels": (24, 48, 96, 96)},
+    "no atlas": {"atlas": 0},
 }
 
 
@@ -121,14 +121,16 @@ def main() -> None:
     chosen = [int(n) for n in options.only.split(",")] if options.only else range(len(VARIANTS))
     for number in chosen:
         name, change = list(VARIANTS.items())[number]
-        settings = {**BASE, "field_weight": 0.02, "anatomy": "both", "cohort": 0, **change}
+        settings = {**BASE, "field_weight": 0.05, "anatomy": "both", "cohort": 0, **change}
         family = Family(anatomies[settings["anatomy"]], law, varied=True)
-        architecture = TwinArchitecture(2, (0,), settings["channels"], settings["velocity_mm"], settings["residual"])
+        architecture = TwinArchitecture(
+            2, (0,), settings["channels"], settings["velocity_mm"], settings["residual"], settings["atlas"]
+        )
         twins = Twins(family, 0, settings["cohort"])
         cached = Cached(twins, kept[settings["anatomy"]])
         objective = TwinObjective(architecture, cached, 0, settings["field_weight"], 0.0, {"variant": name})
         with tempfile.TemporaryDirectory() as folder:
-            schedule = Schedule(options.steps, workers=0, save_every=options.steps, ema=0.98)
+            schedule = Schedule(options.steps, learning_rate=1.5e-3, workers=0, save_every=options.steps, ema=0.98)
             network, _ = train(objective, schedule, Path(folder))
         network.eval()
         millions = sum(p.numel() for p in network.parameters()) / 1e6
@@ -142,7 +144,7 @@ def main() -> None:
                     rows.append({"variant": label, "setting": setting, "parameters_m": round(millions, 2), **scores})
                     print(label, "|", setting, scores, f"{seconds:.2f} s an edit", flush=True)
     if options.json:
-        facts = {"command": " ".join(sys.argv), "steps": options.steps, "n": 32, "rows": rows}
+        facts = {"command": " ".join(sys.argv), "steps": options.steps, "n": 16, "rows": rows}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -1,0 +1,71 @@
+"""How far off the age model is: mean absolute error, years, on scans it was not trained on.
+
+    python benchmarks/age_model.py $CFTOOLS_DATA --json docs/results/age-model.json
+
+OASIS and those IXI scans that no weights were trained on (under 40, or 60 and over), brains cut out along their
+labels; and simulated twins of the MNI152 average under the altered law.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cftools import weights
+from cftools.cohort import find_scans
+from cftools.methods import ScalarReader
+from cftools.phantom.anatomy import template_anatomy
+from cftools.phantom.law import load_law
+from cftools.phantom.twins import Family
+from cftools.prepare import prepare
+from cftools.train.reader import AgedBrains
+from cftools.volume import Volume
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights", default="age-2mm")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    reader = ScalarReader(weights.load(options.weights))
+    errors: dict[str, list[float]] = {"oasis": [], "ixi": []}
+    for name, found in errors.items():
+        for scan in find_scans(options.data / name):
+            if scan.age is None or scan.brain is None or (name == "ixi" and 40 <= scan.age < 60):
+                continue
+            volume = Volume.load(scan.path)
+            brain = Volume.load(scan.brain).array > 0
+            found.append(reader.read(prepare(volume.with_array(volume.array * brain))) - scan.age)
+            print(scan.subject, scan.age, round(scan.age + found[-1], 1))
+    twins = AgedBrains(Family([template_anatomy()], load_law("altered"), varied=True), 4242)
+    simulated = [
+        47.5 * float(error)
+        for index in range(20)
+        for error in reader.network(twins[index]["image"]) - twins[index]["value"]
+    ]
+    facts = {}
+    for name, values in {**errors, "simulated, altered law": simulated}.items():
+        error = np.array(values)
+        draws = np.abs(np.random.default_rng(0).choice(error, (2000, len(error)))).mean(1)
+        low, high = np.percentile(draws, [2.5, 97.5])
+        facts[name] = {
+            "n": len(error),
+            "mean_absolute_error": round(float(np.abs(error).mean()), 1),
+            "low": round(float(low), 1),
+            "high": round(float(high), 1),
+            "bias": round(float(error.mean()), 1),
+        }
+        print(name, facts[name])
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
