@@ -277,7 +277,7 @@ class Editor:
         from cftools.methods import ScalarReader
 
         if name not in self._readers:
-            checkpoint = load(READERS[name])
+            checkpoint = load(READERS[name], expect="reader")
             if checkpoint.facts.grid != self.plan.facts.grid:
                 raise WeightsError(f"{READERS[name]}: made for another grid than {self.plan.weights}")
             self._readers[name] = (ScalarReader(checkpoint, self._device()), checkpoint)

@@ -71,7 +71,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(parameter, std=0.05)
     reader = RegressorArchitecture(channels=(4, 4))
     _bundle(folder, "twin-age-2mm", "twin", network, twin, {"age": AGE, "sex": SEX})
-    _bundle(folder, "age-2mm", "regressor", Regressor(reader), reader, {"age": AGE}, mean_absolute_error=6.5)
+    _bundle(folder, "age-2mm", "reader", Regressor(reader), reader, {"age": AGE}, mean_absolute_error=6.5)
     return folder
 
 
@@ -394,7 +394,7 @@ def test_folder_that_is_read_only(refused: Refused, monkeypatch: pytest.MonkeyPa
         (["--age", "79", "--from", "age=+3"], "leave the sign out"),
         (["--age", "79", "--preset", "twim"], "did you mean twin?"),
         (["--age", "79", "--steps", "0"], "--steps"),
-        (["--age", "79", "--weights", "age-2mm"], "needs twin weights, age-2mm are regressor"),
+        (["--age", "79", "--weights", "age-2mm"], "needs twin weights, age-2mm are reader"),
         (["--age", "79", "--device", "gpu"], "'gpu' is none of"),
     ],
 )

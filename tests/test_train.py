@@ -119,3 +119,60 @@ def test_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state.safetensors").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="cannot be read"):
         train(Line(), SCHEDULE, tmp_path)
+
+
+def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cftools import weights
+    from cftools.cli.train import main
+
+    out = tmp_path / "run"
+    settings = ["--set", "training.steps=2", "--set", "network.channels=[4,8]", "--set", "network.atlas=2"]
+    words = ["--preset", "twin", "--out", str(out), *settings, "--workers", "0", "--device", "cpu"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == str(out / "weights.safetensors")
+    checkpoint = weights.load(out / "weights.safetensors", expect="twin")
+    assert list(checkpoint.facts.variables) == ["age", "sex"]
+    assert checkpoint.facts.training.steps == 2 and "MNI152" in checkpoint.facts.training.data
+    started = [*words[:2], "--out", str(tmp_path / "more"), *words[4:]]
+    assert main([*started, "--init", str(out / "weights.safetensors"), "--set", "data.cohort=1"]) == 0
+    more = weights.load(tmp_path / "more" / "weights.safetensors")
+    assert all(torch.allclose(more.tensors[k], v, atol=0.05) for k, v in checkpoint.tensors.items())
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "losses.feild=1.0"], "losses.feild"),
+        (["--set", "training.batch=4"], "a step is one pair"),
+        (["--set", "network.depth=3"], "depth"),
+        (["--set", "steps=3"], "table.key=value"),
+        (["--condition", "sex"], "can change age"),
+        (["--no-template"], "--data"),
+        (["--size", "huge"], "bundled or full"),
+    ],
+)
+def test_command_refuses(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cftools.cli.train import main
+    from cftools.phantom import anatomy
+
+    monkeypatch.setattr(anatomy, "template_anatomy", lambda grid: stand_in())
+    assert main(["--preset", "twin", "--out", str(tmp_path / "run"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def stand_in() -> Any:
+    """A box for a brain: enough to get as far as the recipe."""
+    import numpy as np
+
+    from cftools.phantom.anatomy import FIELD_SHAPE, STRUCTURES, Anatomy
+
+    tissues = torch.zeros(1, 3, 80, 96, 88)
+    tissues[..., 20:60, 20:70, 20:60] = 1 / 3
+    regions = torch.zeros(1, len(STRUCTURES), *FIELD_SHAPE)
+    regions[..., 10:30, 10:35, 10:30] = 1 / len(STRUCTURES)
+    return Anatomy("box", 25.0, None, tissues, tissues.sum(1, keepdim=True), regions, np.zeros((80, 96, 88), np.uint8))
