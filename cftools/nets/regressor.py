@@ -38,4 +38,6 @@ class Regressor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z) on the 2 mm grid -> value (B,), in [-1, 1] over the variable's range."""
-        return self.read(self.levels(unshuffle(image)).flatten(1).float())[:, 0]
+        features = self.levels(unshuffle(image)).flatten(1).float()
+        # Thousands of features: unscaled, one step of the optimiser would swing the sum from end to end.
+        return self.read(features / features.shape[1] ** 0.5)[:, 0]
