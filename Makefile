@@ -55,4 +55,3 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm --seed 1 \
 		--init runs/twin-start/weights.safetensors --set training.steps=1500 --set training.learning_rate=1e-3 \
 		--set data.cohort=300
-	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm --workers 2
