@@ -46,8 +46,8 @@ def edit(
         typer.Option(
             "--from",
             metavar="NAME=VALUE",
-            help="What the scan is now: age=49,sex=F. Else its JSON or participants.tsv say it; else a model "
-            "guesses the age.",
+            help="What the scan is now: age=49,sex=F. Else its JSON or participants.tsv say it; else the "
+            "age model guesses, where it is installed (age-2mm).",
         ),
     ] = None,
     clip: Annotated[
