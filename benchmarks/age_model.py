@@ -2,8 +2,8 @@
 
     python benchmarks/age_model.py $CFTOOLS_DATA --json docs/results/age-model.json
 
-OASIS and those IXI scans that no weights were trained on (under 40, or 60 and over), brains cut out along their
-labels; and simulated twins of the MNI152 average under the altered law.
+OASIS and the ten IXI scans that no weights were trained on, brains cut out along their labels; and simulated subjects
+on the MNI152 average under the altered law.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import prepare
-from cftools.train.reader import AgedBrains
+from cftools.train.twin import AGES, normalised
 from cftools.volume import Volume
+
+#: Those of IXI that gave no anatomy to the bundled weights.
+UNSEEN = [f"sub-IXI{number}" for number in ("012", "014", "015", "033", "039", "051", "174", "335", "383", "443")]
 
 
 def main() -> None:
@@ -37,18 +40,18 @@ def main() -> None:
     errors: dict[str, list[float]] = {"oasis": [], "ixi": []}
     for name, found in errors.items():
         for scan in find_scans(options.data / name):
-            if scan.age is None or scan.brain is None or (name == "ixi" and 40 <= scan.age < 60):
+            if scan.age is None or scan.brain is None or (name == "ixi" and scan.subject not in UNSEEN):
                 continue
             volume = Volume.load(scan.path)
             brain = Volume.load(scan.brain).array > 0
             found.append(reader.read(prepare(volume.with_array(volume.array * brain))) - scan.age)
             print(scan.subject, scan.age, round(scan.age + found[-1], 1))
-    twins = AgedBrains(Family([template_anatomy()], load_law("altered"), varied=True), 4242)
-    simulated = [
-        47.5 * float(error)
-        for index in range(20)
-        for error in reader.network(twins[index]["image"]) - twins[index]["value"]
-    ]
+    family, random = Family([template_anatomy()], load_law("altered"), varied=True), np.random.default_rng(4242)
+    simulated = []
+    for index in range(40):
+        age = float(random.uniform(*AGES))
+        image = normalised(family.draw(4242, index).at(age))
+        simulated.append(reader.variable.decode(float(reader.network(image)[0])) - age)
     facts = {}
     for name, values in {**errors, "simulated, altered law": simulated}.items():
         error = np.array(values)

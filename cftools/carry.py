@@ -11,28 +11,31 @@ from cftools.prepare import Prepared, bounding_box
 
 _STILL = 1e-4  # voxels; what moves less is copied
 _PLANES = 16  # in a piece of work, to bound the memory
+#: A T1w intensity that only fluid has, as part of the median of the brain.
+FLUID = 0.4
 _SPLINE_REACH = 4  # voxels beyond the brain that its cubic B-spline needs, besides the displacement
 
 
 def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
     """Deform the scan on its own grid by a field that lives on the model's.
 
-    With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at
-    native world position p becomes native(p + L^-1 u(A p)) + scale residual(A p): affine, field and inverse
-    affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is clipped to the
-    range of the 27 voxels around. What does not move, and all outside the brain mask, keeps its very bits.
+    With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at native world
+    position p becomes n + g(A p) (n - offset) + scale r(A p), n = native(p + L^-1 u(A p)): affine, field and inverse
+    affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is clipped to the range of the
+    27 voxels around. What does not move, and all outside the brain mask, keeps its very bits. What a shrinking brain
+    uncovers at its surface is fluid where the scan shows fluid there, else background.
 
     Args:
         prepared: the scan and its way to the grid.
         displacement: (3, X, Y, Z) on the prepared grid, MNI152 millimetres, pull-back; 0 outside the grid.
-        residual: (X, Y, Z) in normalised intensity, added after; or None.
+        residual: (2, X, Y, Z), the offset r in normalised intensity and the gain g; or None.
     Returns:
         (I, J, K) float32, in the scan's own intensities.
     Raises:
         ValueError: the displacement or the residual is on another grid.
     """
-    if residual is not None and residual.shape != prepared.grid.shape:
-        raise ValueError(f"a residual on this grid is {prepared.grid.shape}, not {residual.shape}")
+    if residual is not None and residual.shape != (2, *prepared.grid.shape):
+        raise ValueError(f"a residual on this grid is {(2, *prepared.grid.shape)}, not {residual.shape}")
     native = prepared.volume.array
     carried = np.array(native, order="C")
     field = _Field(prepared, displacement)
@@ -42,6 +45,7 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
     window = _window(native, box, reach)
     low, high = float(window.min()), float(window.max())
     if field.moves:
+        window[~_window(prepared.mask, box, reach)] = surface(native[box], prepared.mask[box], prepared.offset)
         spline = ndimage.spline_filter(window, order=3, output=np.float32, mode="mirror")
         floor = ndimage.minimum_filter(window, size=3)
         ceiling = ndimage.maximum_filter(window, size=3)
@@ -57,40 +61,12 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
             nearest = tuple(np.rint(points).astype(np.intp))
             values[moving] = np.clip(sampled, floor[nearest], ceiling[nearest])
         if residual is not None:
-            change = np.float32(prepared.scale) * field.sample(residual, inside)
+            added, gain = (field.sample(one, inside) for one in residual)
+            change = np.float32(prepared.scale) * added + gain * (values - np.float32(prepared.offset))
             changed = change != 0
             values[changed] = np.clip(values[changed] + change[changed], low, high)
         carried[slab][mask] = values
     return carried
-
-
-def move_labels(prepared: Prepared, displacement: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels on the scan's own grid, moved as `carry_field` moves the scan, nearest neighbour.
-
-    Args:
-        prepared, displacement: as for `carry_field`.
-        labels: (I, J, K) integers on the scan's grid, background 0; those outside the brain mask move too.
-    Returns:
-        (I, J, K), of the labels' type.
-    Raises:
-        ValueError: the labels or the displacement are on another grid.
-    """
-    if labels.shape != prepared.mask.shape:
-        raise ValueError(f"labels are {labels.shape}, the scan is {prepared.mask.shape}")
-    moved = np.array(labels, order="C")
-    field = _Field(prepared, displacement)
-    if not field.moves or not labels.any():
-        return moved
-    reached = tuple(
-        slice(max(extent.start - field.reach, 0), min(extent.stop + field.reach, size))
-        for extent, size in zip(bounding_box(labels != 0), labels.shape, strict=True)
-    )
-    last = np.array(labels.shape).reshape(3, 1, 1, 1) - 1
-    for slab in _slabs(reached):
-        indices = _indices(slab)
-        source = np.rint(indices + field.at(indices)).astype(np.intp)
-        moved[slab] = labels[tuple(np.clip(source, 0, last))]
-    return moved
 
 
 def move_fractions(prepared: Prepared, displacement: np.ndarray, fractions: np.ndarray) -> np.ndarray:
@@ -160,6 +136,20 @@ def _window(array: np.ndarray, box: tuple[slice, ...], reach: int) -> np.ndarray
         inner.append(slice(start, stop))
         beyond.append((start - (extent.start - reach), extent.stop + reach - stop))
     return np.pad(np.ascontiguousarray(array[tuple(inner)]), beyond, mode="edge")
+
+
+def surface(native: np.ndarray, mask: np.ndarray, background: float = 0.0) -> float:
+    """Intensity of the brain's outermost voxels if they are fluid, else the background's.
+
+    A scan that was cut out along the inside of the skull has a rim of fluid; one cut along the cortex has none.
+
+    Args:
+        native: intensities; mask: the brain, bool; both (I, J, K).
+        background: intensity outside the brain.
+    """
+    outermost = mask & ~ndimage.binary_erosion(mask)
+    surface, middle = (float(np.median(native[where])) - background for where in (outermost, mask))
+    return background + (surface if surface < FLUID * middle else 0.0)
 
 
 def _slabs(box: tuple[slice, ...]) -> Iterator[tuple[slice, ...]]:

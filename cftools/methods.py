@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cftools import field
+from cftools.carry import surface
 from cftools.condition import Condition
 from cftools.errors import ConditionError, WeightsError
 from cftools.nets.twin import TwinArchitecture, TwinNet
@@ -27,8 +28,9 @@ class Deformation:
     """An edit as a deformation of the scan.
 
     Attributes:
-        displacement: (3, X, Y, Z) float32, MNI152 millimetres, pull-back: edited(y) = factual(y + u(y)) + residual(y).
-        residual: (X, Y, Z) float32 in normalised intensity, or None.
+        displacement: (3, X, Y, Z) float32, MNI152 millimetres, pull-back.
+        residual: (2, X, Y, Z) float32, an offset r in normalised intensity and a gain g, or None: edited(y) =
+            (1 + g(y)) factual(y + u(y)) + r(y). By the gain grey and white matter draw together, voxel by voxel.
     """
 
     displacement: np.ndarray
@@ -38,7 +40,7 @@ class Deformation:
 class FlowMethod:
     """The twin flow: one pass gives a velocity field and a residual; no noise, no inversion, no latent.
 
-    u = exp(v), v = sum_k (c'_k - c_k) f_k(x, c, c'). With n steps the condition moves in n equal parts and the
+    u = exp(v), v = sum_k (g_k(c') - g_k(c)) f_k(x, c). With n steps the condition moves in n equal parts and the
     network looks at the scan anew after each, which makes it the Euler solution of an ODE in the condition.
     """
 
@@ -48,12 +50,7 @@ class FlowMethod:
         facts = checkpoint.facts
         self.variables: Mapping[str, Variable] = facts.variables
         self.device = torch.device(device)
-        try:
-            self.network = TwinNet(TwinArchitecture(**_plain(facts.architecture_arguments)))
-            self.network.load_state_dict({k: v.float() for k, v in checkpoint.tensors.items()})
-        except (RuntimeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsError(f"{checkpoint.name}: the tensors do not fit the architecture ({reason})") from None
+        self.network = _built(checkpoint, TwinNet, TwinArchitecture)
         self.network.to(self.device).eval().requires_grad_(False)
 
     def edit(self, prepared: Prepared, source: Condition, target: Condition, steps: int = 1) -> Deformation:
@@ -67,21 +64,11 @@ class FlowMethod:
         self._check(source, target)
         first, last = self.encode(source), self.encode(target)
         image = torch.from_numpy(prepared.image)[None, None].to(self.device)
-        moved, total, residual = image, None, None
-        for step in range(steps):
-            here, there = (torch.lerp(first, last, (step + k) / steps) for k in (0, 1))
-            velocity, gain = self.network(moved, here, there)
-            displacement = field.exponential(velocity, 5)
-            total = displacement if total is None else field.compose(total, displacement)
-            residual = gain if residual is None else field.warp(residual, displacement) + gain
-            if step + 1 < steps:
-                shape = tuple(image.shape[2:])
-                moved = field.warp(image, total) + field.resize(residual, shape) * (image > 0)
-        assert total is not None and residual is not None
         shape = tuple(image.shape[2:])
+        displacement, residual = integrate(self.network, image, first, last, steps)
         return Deformation(
-            field.resize(total, shape)[0].cpu().numpy(),
-            field.resize(residual, shape)[0, 0].cpu().numpy() if self.network.architecture.residual else None,
+            field.resize(displacement, shape)[0].cpu().numpy(),
+            field.resize(residual, shape)[0].cpu().numpy() if self.network.architecture.residual else None,
         )
 
     def encode(self, condition: Condition) -> Tensor:
@@ -98,6 +85,53 @@ class FlowMethod:
                 raise ConditionError(f"changing {name} needs its value in the scan: give it with --from {name}=...")
 
 
+def integrate(
+    network: nn.Module, image: Tensor, source: Tensor, target: Tensor, steps: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Displacement (B, 3, ...) and residual (B, 2, ...) on the velocity grid; arguments as for TwinNet.
+
+    Args:
+        steps: parts in which the condition moves; after each the network looks at what the scan has become.
+    """
+    velocity, residual = network(image, source, torch.lerp(source, target, 1 / steps))
+    displacement = field.exponential(velocity, 5)
+    for step in range(1, steps):
+        here, there = (torch.lerp(source, target, (step + k) / steps) for k in (0, 1))
+        velocity, change = network(changed(image, displacement, residual), here, there)
+        further = field.exponential(velocity, 5)
+        displacement = field.compose(displacement, further)
+        offset, gain = field.warp(residual, further).split(1, dim=1)
+        more, factor = change.split(1, dim=1)
+        residual = torch.cat([offset * (1 + factor) + more, gain + factor + gain * factor], dim=1)
+    return displacement, residual
+
+
+def changed(image: Tensor, displacement: Tensor, residual: Tensor) -> Tensor:
+    """(1 + g) I(y + u(y)) + r inside the brain, on the model's grid, as `carry_field` does it on the scan's own.
+
+    Args:
+        image: (B, 1, X, Y, Z) normalised; displacement: (B, 3, ...); residual: (B, 2, ...), r and g.
+    """
+    inside = image > 0
+    around = [
+        surface(one.cpu().numpy(), mask.cpu().numpy()) for one, mask in zip(image[:, 0], inside[:, 0], strict=True)
+    ]
+    beyond = torch.tensor(around, device=image.device).view(-1, 1, 1, 1, 1)
+    offset, gain = field.resize(residual, tuple(image.shape[2:])).split(1, dim=1)
+    return ((1 + gain) * field.warp(torch.where(inside, image, beyond), displacement) + offset) * inside
+
+
+def _built(checkpoint: Checkpoint, network: type[nn.Module], architecture: type) -> Any:
+    """The network that a checkpoint describes, with its tensors."""
+    try:
+        built = network(architecture(**_plain(checkpoint.facts.architecture_arguments)))
+        built.load_state_dict({k: v.float() for k, v in checkpoint.tensors.items()})
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{checkpoint.name}: the tensors do not fit the architecture ({reason})") from None
+    return built
+
+
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """JSON lists back to the tuples that architectures are made of."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
@@ -112,8 +146,7 @@ class ScalarReader:
         facts = checkpoint.facts
         (self.name, self.variable), *_ = facts.variables.items()
         self.device = torch.device(device)
-        self.network = Regressor(RegressorArchitecture(**_plain(facts.architecture_arguments)))
-        self.network.load_state_dict({k: v.float() for k, v in checkpoint.tensors.items()})
+        self.network = _built(checkpoint, Regressor, RegressorArchitecture)
         self.network.to(self.device).eval().requires_grad_(False)
         #: Mean absolute error on scans it was not trained on, in the variable's unit; nan if not recorded.
         self.error = float(facts.scores.get("mean_absolute_error", math.nan))

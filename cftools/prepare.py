@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from cftools.errors import RegistrationError, VolumeError
 from cftools.nifti import printable
-from cftools.register import register, template
+from cftools.register import register
 from cftools.volume import Volume
 
 #: Litres that a stripped brain can fill. Seen: 0.96 (a small brain, mask eroded by 4 mm) to 2.35 (a large
@@ -216,9 +216,3 @@ def resample(values: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     smooth = ndimage.gaussian_filter(smooth, sigmas, mode="constant")
     index_of = np.linalg.inv(affine @ _shift([-n for n in margin])) @ grid.affine
     return ndimage.affine_transform(smooth, index_of[:3, :3], index_of[:3, 3], grid.shape, order=1)
-
-
-def template_brain_mask(grid: Grid) -> np.ndarray:
-    """The template's brain on a grid, (X, Y, Z) bool."""
-    volume = template()
-    return resample((volume.array > 0).astype(np.float32), volume.affine, grid) > 0.5

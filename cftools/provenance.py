@@ -29,7 +29,7 @@ BIDS_VERSION = "1.10.0"
 LIBRARIES = ("SimpleITK", "nibabel", "nilearn", "numpy", "safetensors", "scipy", "torch")
 #: Options that decide where, when or on which scans a command works, never what comes out for one scan.
 UNRECORDED_OPTIONS = {
-    **dict.fromkeys(("--shard", "--json", "--participant-label"), 1),
+    **dict.fromkeys(("--shard", "--json"), 1),
     **dict.fromkeys(("--force", "--skip-existing", "-q", "--quiet", "-v", "-vv", "--verbose"), 0),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from cftools.carry import carry_field, move_fractions, move_labels
+from cftools.carry import carry_field, move_fractions
 from cftools.prepare import GRID_2MM, Grid, Prepared, prepare
 from cftools.volume import Volume
 
@@ -61,7 +62,7 @@ SHAPE = (30, 32, 28)
 def test_no_change_gives_the_very_bits_back() -> None:
     array = noise(SHAPE)
     scan = prepared(array, affine(STRAIGHT, (0, -16, 4), SHAPE))
-    carried = carry_field(scan, constant((0, 0, 0)), np.zeros(COARSE.shape, np.float32))
+    carried = carry_field(scan, constant((0, 0, 0)), np.zeros((2, *COARSE.shape), np.float32))
     assert carried.dtype == np.float32
     assert carried.tobytes() == array.tobytes()
     assert carry_field(scan, constant((0, 0, 0))).tobytes() == array.tobytes()
@@ -126,7 +127,7 @@ def test_outside_the_brain_nothing_changes() -> None:
     array = noise(SHAPE)
     mask = ndimage.gaussian_filter(np.random.default_rng(2).standard_normal(SHAPE), 3) > 0
     scan = prepared(array, affine(STRAIGHT, (0, -16, 4), SHAPE), mask)
-    carried = carry_field(scan, constant((1, 3, -2)), np.full(COARSE.shape, 0.2, np.float32))
+    carried = carry_field(scan, constant((1, 3, -2)), np.full((2, *COARSE.shape), 0.2, np.float32))
     assert carried[~mask].tobytes() == array[~mask].tobytes()
     assert np.mean(carried[mask] != array[mask]) > 0.99
 
@@ -134,7 +135,7 @@ def test_outside_the_brain_nothing_changes() -> None:
 def test_outside_the_grid_nothing_changes() -> None:
     array = noise((120, 10, 10))
     to_world = affine(STRAIGHT, (0, -16, 4), array.shape)  # 240 mm, the grid has 160
-    carried = carry_field(prepared(array, to_world), constant((0.8, 0, 0)), np.ones(COARSE.shape, np.float32))
+    carried = carry_field(prepared(array, to_world), constant((0.8, 0, 0)), np.ones((2, *COARSE.shape), np.float32))
     inside = np.abs(world(to_world, array.shape)[0]) < 80 + 2  # over the last half voxel the field fades
     np.testing.assert_array_equal(carried[~inside], array[~inside])
     assert (carried[inside] != array[inside]).mean() > 0.95
@@ -179,10 +180,12 @@ def test_a_residual_is_added_in_the_scans_units_and_range() -> None:
     array = noise(SHAPE)
     mask = np.zeros(SHAPE, bool)
     mask[5:20, 6:20, 7:20] = True
-    scan = prepared(array, affine(STRAIGHT, (0, -16, 4), SHAPE), mask, scale=50.0)
-    carried = carry_field(scan, constant((0, 0, 0)), np.full(COARSE.shape, 0.5, np.float32))
+    scan = replace(prepared(array, affine(STRAIGHT, (0, -16, 4), SHAPE), mask, scale=50.0), offset=100.0)
+    offset, gain = np.full(COARSE.shape, 0.5, np.float32), np.full(COARSE.shape, -0.1, np.float32)
+    carried = carry_field(scan, constant((0, 0, 0)), np.stack([offset, gain]))
     highest = array[1:24, 2:24, 3:24].max()
-    np.testing.assert_allclose(carried[mask], np.minimum(array[mask] + 25, highest), rtol=1e-6)
+    changed = array[mask] - 0.1 * (array[mask] - 100) + 25
+    np.testing.assert_allclose(carried[mask], np.minimum(changed, highest), rtol=1e-6)
     np.testing.assert_array_equal(carried[~mask], array[~mask])
 
 
@@ -194,26 +197,6 @@ def test_a_brain_at_the_edge_of_the_image_goes_on_beyond_it() -> None:
     np.testing.assert_allclose(carried[10:], 800, rtol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-def test_labels_move_by_whole_voxels_with_their_type(dtype: type) -> None:
-    labels: np.ndarray = np.random.default_rng(3).integers(0, 5, SHAPE).astype(dtype)
-    mask = np.zeros(SHAPE, bool)
-    mask[10:20, 10:20, 10:20] = True  # labels may reach beyond it
-    scan = prepared(noise(SHAPE), affine(STRAIGHT, (0, -16, 4), SHAPE), mask)
-    moved = move_labels(scan, constant((4, -2, 6)), labels)
-    assert moved.dtype == dtype
-    np.testing.assert_array_equal(moved[:-2, 1:, :-3], labels[2:, :-1, 3:])
-
-
-def test_labels_may_leave_where_they_were() -> None:
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[10:12, 10:12, 10:12] = 7
-    scan = prepared(noise(SHAPE), affine(STRAIGHT, (0, -16, 4), SHAPE))
-    moved = move_labels(scan, constant((6, -6, 6)), labels)
-    np.testing.assert_array_equal(np.argwhere(moved).min(axis=0), [7, 13, 7])
-    assert (moved == 7).sum() == 8
-
-
 def test_labels_and_scan_move_together() -> None:
     shape = (60, 64, 58)
     to_world = affine(TILTED @ np.diag([-1.5, 1.5, 1.5]), (0, -16, 4), shape)
@@ -222,7 +205,7 @@ def test_labels_and_scan_move_together() -> None:
     scan = prepared(1000 / (1 + np.exp(distance - 25)), to_world)
     u = world(COARSE.affine, COARSE.shape) * 0.3  # shrinks by 1.3 about the origin
     labels = (scan.volume.array > 500).astype(np.uint8)
-    moved = move_labels(scan, u.astype(np.float32), labels) > 0
+    moved = move_fractions(scan, u.astype(np.float32), labels) > 0.5
     carried = carry_field(scan, u.astype(np.float32)) > 500
     assert labels.sum() / moved.sum() == pytest.approx(1.3**3, rel=0.03)
     assert 2 * (moved & carried).sum() / (moved.sum() + carried.sum()) > 0.97
@@ -233,7 +216,6 @@ def test_labels_and_scan_move_together() -> None:
     [
         lambda scan: carry_field(scan, np.zeros((3, 4, 4, 4), np.float32)),
         lambda scan: carry_field(scan, constant((0, 0, 0)), np.zeros((4, 4, 4), np.float32)),
-        lambda scan: move_labels(scan, constant((0, 0, 0)), np.zeros((4, 4, 4), np.uint8)),
     ],
 )
 def test_another_grid_is_refused(work: Callable[[Prepared], np.ndarray]) -> None:
@@ -266,3 +248,18 @@ def test_fractions_move_by_parts_of_a_voxel() -> None:
     np.testing.assert_allclose(moved[29:31, 50, 50], [0.25, 1.0], atol=1e-5)
     np.testing.assert_allclose(moved[49:51, 50, 50], [0.75, 0.0], atol=1e-5)
     assert moved.sum() == pytest.approx(mask.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("rim", "expected"), [(25.0, 25.0), (60.0, 0.0), (100.0, 0.0)])
+def test_a_shrinking_brain_uncovers_what_lies_at_its_surface(rim: float, expected: float) -> None:
+    shape = (40, 40, 40)
+    to_world = affine(STRAIGHT, (0, -16, 4), shape)
+    x, y, z = world(to_world, shape)
+    distance = np.sqrt(x**2 + (y + 16) ** 2 + (z - 4) ** 2)
+    array = np.where(distance < 34, np.where(distance < 31, 100.0, rim), 0).astype(np.float32)
+    scan = prepared(array, to_world, array > 0)
+    outward = world(COARSE.affine, COARSE.shape) - np.array([0, -16, 4]).reshape(3, 1, 1, 1)
+    carried = carry_field(scan, (0.4 * outward).astype(np.float32))
+    uncovered = (distance > 28) & (distance < 32)
+    np.testing.assert_allclose(carried[uncovered], expected, atol=2)
+    assert carried[distance < 18].min() > 99

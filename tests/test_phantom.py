@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from cftools import field
 from cftools.condition import Change
 from cftools.errors import OutputError, UsageError
-from cftools.phantom.anatomy import STRUCTURES, Anatomy, template_anatomy
+from cftools.phantom.anatomy import STRUCTURES, VOXEL_ML, Anatomy, template_anatomy
 from cftools.phantom.cohort import write_cohort
 from cftools.phantom.deform import TARGETS, Knobs
 from cftools.phantom.law import AgeingLaw, load_law
@@ -44,7 +45,7 @@ def cohort(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_template_holds_a_brain(anatomy: Anatomy) -> None:
-    ml = dict(zip(STRUCTURES, anatomy.regions[0].sum((1, 2, 3)) * 0.064, strict=True))
+    ml = dict(zip(STRUCTURES, anatomy.regions[0].sum((1, 2, 3)) * VOXEL_ML, strict=True))
     assert 12 < ml["lateral_ventricles"] < 26
     assert 6 < ml["hippocampus"] < 14
     assert 700 < ml["cortex"] < 1100 and 500 < ml["white_matter"] < 800
@@ -54,25 +55,22 @@ def test_template_holds_a_brain(anatomy: Anatomy) -> None:
     assert 0.7 < left / right < 1.4
 
 
-@pytest.mark.parametrize("age", [10, 45, 70, 85])
+@pytest.mark.parametrize("age", [10, 45, 70, 85, 95])
 @pytest.mark.parametrize("sex", ["F", "M"])
 def test_volumes_follow_the_law(anatomy: Anatomy, law: AgeingLaw, age: float, sex: str) -> None:
     knobs = Knobs.of(anatomy)
     wanted = torch.tensor([np.log(law.ratio(name, age, sex)) for name in TARGETS], dtype=torch.float32)
     amounts = knobs.solve(wanted)
+    got = torch.log(knobs.grown(amounts).sum((1, 2, 3)) / knobs.regions.sum((1, 2, 3)))
     displacement = field.exponential(-knobs.velocity(amounts))
-    regions = anatomy.regions[:, [STRUCTURES.index(name) for name in TARGETS]]
-    got = torch.log(field.warp(regions, displacement).sum((2, 3, 4)) / regions.sum((2, 3, 4)))[0]
-    followed = [i for i, name in enumerate(TARGETS) if name != "sylvian_fissure"]
-    np.testing.assert_allclose(got[followed].numpy(), wanted[followed].numpy(), atol=0.16 if age < 20 else 0.04)
-    folded = float((field.jacobian(displacement) <= 0).float().mean())
-    assert folded <= (0 if age <= 70 else 2e-4), "space folds"
+    np.testing.assert_allclose(got.numpy(), wanted.numpy(), atol=0.04 if age < 95 else 0.08)
+    assert float(field.jacobian(displacement).min()) > 0, "space folds"
 
 
 def test_cranium_does_not_change(family: Family) -> None:
     subject = family.draw(3, 0)
-    young, old = (subject.at(age).image()[0, 0] > 0 for age in (20.0, 80.0))
-    assert torch.equal(young, old)
+    young, old = (subject.at(age) for age in (20.0, 80.0))
+    assert torch.equal(young.image() > 0, old.image() > 0)
 
 
 def test_a_twin_differs_in_age_alone(family: Family) -> None:
@@ -97,6 +95,13 @@ def test_subjects_do_not_depend_on_order(family: Family) -> None:
     family.draw(5, 1)
     again = family.draw(5, 3)
     assert torch.equal(alone.to_base, again.to_base) and alone.scanner.seed == again.scanner.seed
+
+
+def test_a_share_grows_from_the_first_anatomy(anatomy: Anatomy, law: AgeingLaw) -> None:
+    other = replace(anatomy, name="other")
+    for share, expected in ((0.0, "other"), (1.0, anatomy.name)):
+        pair = Family([anatomy, other], law, first=share)
+        assert {pair.draw(0, index).anatomy.name for index in range(6)} == {expected}
 
 
 def test_sexes_differ_in_head_size(family: Family) -> None:
@@ -133,6 +138,10 @@ def test_cohort_is_the_same_whatever_its_size(cohort: Path, family: Family, tmp_
 def test_cohort_refuses_what_cannot_be(cohort: Path, family: Family) -> None:
     with pytest.raises(OutputError, match="not empty"):
         write_cohort(cohort, family, GRID_2MM, 1, seed=7)
+    with pytest.raises(OutputError, match="sub-0002: is there"):
+        write_cohort(cohort, family, GRID_2MM, 1, seed=7, force=True)
+    with pytest.raises(OutputError, match=r"agePlus30_T1w.nii.gz: is there"):
+        write_cohort(cohort, family, GRID_2MM, 2, seed=7, twins=[Change.parse("age", "+20")], force=True)
     with pytest.raises(UsageError, match="no age"):
         write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("age", "+96")])
     with pytest.raises(UsageError, match="sex"):

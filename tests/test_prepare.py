@@ -18,15 +18,21 @@ from cftools.errors import RegistrationError, VolumeError
 from cftools.prepare import (
     GRID_1MM,
     GRID_2MM,
+    Grid,
     bounding_box,
     brain_mask,
     intensity_scale,
     prepare,
     resample,
-    template_brain_mask,
 )
 from cftools.register import Registration, register, template
 from cftools.volume import Volume
+
+
+def template_brain_mask(grid: Grid) -> np.ndarray:
+    """The template's brain on a grid, (X, Y, Z) bool."""
+    volume = template()
+    return resample((volume.array > 0).astype(np.float32), volume.affine, grid) > 0.5
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,6 @@ def test_source_name(tmp_path: Path) -> None:
         ["--force", "--shard=auto"],
         ["-q", "--skip-existing"],
         ["--json", "facts.json", "-v"],
-        ["--participant-label", "01,02"],
     ],
 )
 def test_the_command_is_the_same_in_every_task(extra: list[str]) -> None:
@@ -146,6 +145,11 @@ def test_the_command_is_the_same_in_every_task(extra: list[str]) -> None:
     assert command_line(bare) == "cf-edit --age +30 'my scans/' out/"
     for at in (1, 3, len(bare)):
         assert command_line([*bare[:at], *extra, *bare[at:]]) == command_line(bare)
+
+
+def test_whose_anatomy_it_was_is_recorded() -> None:
+    words = ["cf-train", "--data", "ixi", "--participant-label", "01,02", "--force"]
+    assert command_line(words) == "cf-train --data ixi --participant-label 01,02"
 
 
 def test_versions_name_what_computes() -> None:

@@ -34,13 +34,15 @@ class Line:
 
     def network(self) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(1, self.width), nn.SiLU(), nn.Linear(self.width, 1))
+        layers = nn.Conv3d(1, self.width, 1), nn.SiLU(), nn.Conv3d(self.width, self.width, (1, 1, 2)), nn.Dropout(0.05)
+        line = nn.Sequential(*layers, nn.Flatten(), nn.Linear(self.width, 1))
+        return line.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return Points()
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        error = (network(item["x"]).float() - item["y"]).square().mean()
+        error = (network(item["x"].view(-1, 1, 1, 1, 1).expand(-1, -1, 1, 1, 2)).float() - item["y"]).square().mean()
         return {"loss": error, "absolute": error.sqrt()}
 
     def description(self) -> dict[str, Any]:
@@ -144,12 +146,16 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("words", "message"),
     [
         (["--set", "losses.feild=1.0"], "losses.feild"),
-        (["--set", "training.batch=4"], "a step is one pair"),
+        (["--set", "training.batch=4"], "only training.steps"),
         (["--set", "network.depth=3"], "depth"),
         (["--set", "steps=3"], "table.key=value"),
         (["--condition", "sex"], "can change age"),
         (["--no-template"], "--data"),
         (["--size", "huge"], "bundled or full"),
+        (["--set", "data.template=2.0"], "no share"),
+        (["--set", "data.cohort=true"], "no number of subjects"),
+        (["--set", "network.velocity_mm=2"], "4 or 8"),
+        (["--law", "no such law"], "no such ageing law"),
     ],
 )
 def test_command_refuses(
@@ -158,21 +164,8 @@ def test_command_refuses(
     from cftools.cli.train import main
     from cftools.phantom import anatomy
 
-    monkeypatch.setattr(anatomy, "template_anatomy", lambda grid: stand_in())
+    monkeypatch.setattr(anatomy, "template_anatomy", lambda grid: pytest.fail("work before the checks"))
     assert main(["--preset", "twin", "--out", str(tmp_path / "run"), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def stand_in() -> Any:
-    """A box for a brain: enough to get as far as the recipe."""
-    import numpy as np
-
-    from cftools.phantom.anatomy import FIELD_SHAPE, STRUCTURES, Anatomy
-
-    tissues = torch.zeros(1, 3, 80, 96, 88)
-    tissues[..., 20:60, 20:70, 20:60] = 1 / 3
-    regions = torch.zeros(1, len(STRUCTURES), *FIELD_SHAPE)
-    regions[..., 10:30, 10:35, 10:30] = 1 / len(STRUCTURES)
-    return Anatomy("box", 25.0, None, tissues, tissues.sum(1, keepdim=True), regions, np.zeros((80, 96, 88), np.uint8))

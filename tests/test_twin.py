@@ -12,9 +12,9 @@ import torch
 from cftools import field
 from cftools.condition import Condition
 from cftools.errors import ConditionError, WeightsError
-from cftools.methods import FlowMethod, ScalarReader
+from cftools.methods import FlowMethod, ScalarReader, changed, integrate
 from cftools.nets.regressor import Regressor, RegressorArchitecture
-from cftools.nets.twin import TwinArchitecture, TwinNet
+from cftools.nets.twin import Flow, TwinArchitecture, TwinNet
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, Prepared
@@ -36,7 +36,7 @@ def moving_net(residual: bool = True, velocity_mm: int = 4) -> TwinNet:
     """A network that has not learned anything but does something."""
     torch.manual_seed(1)
     net = TwinNet(TwinArchitecture(2, (0,), residual=residual, velocity_mm=velocity_mm, channels=SMALL))
-    torch.nn.init.normal_(net.head.weight, std=0.05)
+    torch.nn.init.normal_(net.head, std=0.05)
     torch.nn.init.normal_(next(net.embed.parameters()), std=0.5)
     for name, weight in net.named_parameters():
         if name.endswith("film.weight"):
@@ -101,9 +101,27 @@ def test_steps_are_composed_through_the_moved_scan(prepared: Prepared) -> None:
     moved = Prepared(prepared.volume, there, GRID_2MM, np.eye(4), there > 0, 0.0, 1.0)
     two = flow.edit(moved, half, last)
     expected = field.compose(u, torch.from_numpy(two.displacement)[None])[0].numpy()
-    assert np.abs(both.displacement - expected).mean() < 0.04 * np.abs(expected).mean()
+    assert np.abs(both.displacement - expected).mean() < 0.06 * np.abs(expected).mean()  # composed at 4 mm, not 2
     assert np.abs(expected).max() > 0.2
     assert both.residual is None
+
+
+def test_intensities_are_composed_too(prepared: Prepared) -> None:
+    class Constant(torch.nn.Module):
+        """Nothing moves; each call adds 0.1 and then multiplies what is asked of it."""
+
+        def forward(self, image: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> Flow:
+            seen.append(float(image.max()))
+            residual = torch.tensor([0.1, 0.5]).view(1, 2, 1, 1, 1).expand(1, 2, 40, 48, 44)
+            return Flow(torch.zeros(1, 3, 40, 48, 44), residual)
+
+    seen: list[float] = []
+    image = torch.from_numpy(prepared.image)[None, None]
+    displacement, residual = integrate(Constant(), image, torch.zeros(1, 2), torch.ones(1, 2), steps=2)
+    assert float(displacement.abs().max()) == 0
+    assert seen[1] == pytest.approx(1.5 * seen[0] + 0.1)
+    twice = changed(image, displacement, residual)[image > 0]
+    torch.testing.assert_close(twice, 1.5 * (1.5 * image[image > 0] + 0.1) + 0.1)
 
 
 def test_velocity_grid(prepared: Prepared) -> None:
@@ -111,6 +129,23 @@ def test_velocity_grid(prepared: Prepared) -> None:
     source, target = torch.tensor([[0.0, math.nan]]), torch.tensor([[0.5, math.nan]])
     assert moving_net(velocity_mm=4)(image, source, target).velocity.shape == (1, 3, 40, 48, 44)
     assert moving_net(velocity_mm=8)(image, source, target).velocity.shape == (1, 3, 20, 24, 22)
+
+
+def test_changes_add_up(prepared: Prepared) -> None:
+    net = moving_net()
+    image = torch.from_numpy(prepared.image)[None, None]
+    young, middle, old = (torch.tensor([[age, 1.0]]) for age in (-0.5, 0.1, 0.6))
+    seen = net.look(image, young)
+    whole, first, second = (net.flow(seen, a, b) for a, b in ((young, old), (young, middle), (middle, old)))
+    assert float(whole.velocity.abs().max()) > 0.01
+    torch.testing.assert_close(first.velocity + second.velocity, whole.velocity, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.residual + second.residual, whole.residual, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"velocity_mm": 2}, {"channels": (6, 8)}, {"channels": (8,)}])
+def test_impossible_networks_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TwinArchitecture(2, (0,), **wrong)
 
 
 def test_what_cannot_be_changed_is_refused(prepared: Prepared) -> None:
@@ -149,16 +184,18 @@ def test_a_short_training_beats_doing_nothing() -> None:
     family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
     twins = Twins(family, 0)
     item = next(item for item in map(twins.__getitem__, range(20)) if abs(item["source"] - item["goal"])[0, 0] > 0.8)
-    objective = TwinObjective(TwinArchitecture(2, (0,), SMALL), twins, 0, 0.02, 0.0, {})
+    objective = TwinObjective(TwinArchitecture(2, (0,), SMALL), twins, 0, 1.0, 0.0, {})
     with torch.enable_grad():
         network = objective.network()
         optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+        first = 0.0
         for _ in range(25):
             losses = objective.losses(network, item)
+            first = first or float(losses["error"])
             optimiser.zero_grad()
             losses["loss"].backward()
             optimiser.step()
-    assert losses["error"] < 0.75 * losses["nothing"]
+    assert losses["error"] < 0.75 * first
 
 
 def test_training_pairs_are_what_a_scan_would_be() -> None:
@@ -168,10 +205,10 @@ def test_training_pairs_are_what_a_scan_would_be() -> None:
     item = Twins(family, 0)[3]
     assert item["image"].shape == (2, 1, *GRID_2MM.shape)
     assert torch.equal(item["source"].nan_to_num(9), item["goal"].flip(0).nan_to_num(9))
-    inside = item["mask"] > 0
+    inside = item["image"] > 0
     assert float(item["image"].max()) <= 1.5 and float(item["image"][~inside].abs().max()) == 0
     assert float(item["target"][~inside].abs().max()) == 0, "nothing is asked outside the scan's own mask"
     moved = field.warp(item["image"], item["truth"])
-    error = lambda image: float(((image - item["target"]).abs() * item["mask"]).sum())  # noqa: E731
+    error = lambda image: float(((image - item["target"]).abs() * inside).sum())  # noqa: E731
     assert error(moved) < 0.8 * error(item["image"])
     assert torch.equal(item["image"], Twins(family, 0)[3]["image"])

@@ -56,8 +56,8 @@ def phantom(
 ) -> None:
     """Simulate subjects, and the same subjects at another age.
 
-    A structural causal model over real anatomy: age and sex act on the volumes of the ventricles, fissures,
-    hippocampi, cortex and white matter by published curves, while everything else of a subject stays. Scans
+    A structural causal model over real anatomy: age and sex act on the volumes of ventricles, fissures, cisterns,
+    hippocampi, cortex, white and deep grey matter by published curves, while everything else of a subject stays. Scans
     go to OUT, the true counterfactuals, labels and volumes to OUT/derivatives/truth.
 
     Example:

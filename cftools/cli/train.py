@@ -96,8 +96,11 @@ def train(
     from cftools.phantom.anatomy import template_anatomy
     from cftools.phantom.law import load_law
     from cftools.prepare import GRID_2MM
-    from cftools.train.recipes import run
+    from cftools.train.recipes import check, run
 
+    conditions = [name for text in condition or ["age"] for name in text.split(",")]
+    check(recipe, conditions)
+    chosen_law = load_law(law)
     torch.set_num_threads(threads or options.usable_cpus())
     anatomies = [template_anatomy(GRID_2MM)] if template else []
     for folder in data or []:
@@ -106,9 +109,9 @@ def train(
     with terminal.progress("training") as report:
         path = run(
             recipe,
-            [name for text in condition or ["age"] for name in text.split(",")],
+            conditions,
             anatomies,
-            load_law(law),
+            chosen_law,
             seed,
             out,
             _portable(command_line(sys.argv)),
@@ -151,7 +154,7 @@ def _changed(recipe: Any, settings: list[str]) -> Any:
         if not (equals and dot and key and isinstance(table.get(group), dict)):
             raise UsageError(f"--set {text}: write table.key=value, such as training.steps=100")
         if group == "training" and key in ("batch", "epochs"):
-            raise UsageError(f"--set {text}: a step is one pair; only training.steps says how long")
+            raise UsageError(f"--set {text}: the objective fixes them; only training.steps says how long")
         try:
             table[group][key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

@@ -6,6 +6,7 @@ The default is the MNI152 average that nilearn ships; any skull-stripped T1w sca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from cftools.prepare import GRID_1MM, GRID_2MM, Grid, prepare, resample
 from cftools.register import template
 from cftools.volume import Volume
 
-#: Grid of the simulator's velocity fields: 4 mm, over the same box as every model grid.
-FIELD_SHAPE = (40, 48, 44)
+#: Name of the anatomy that is the MNI152 average.
+TEMPLATE = "MNI152"
+#: Volume of a voxel of `Anatomy.regions`, 2 mm wide.
+VOXEL_ML = 0.008
 #: Tissue channels of an anatomy, in order.
 TISSUES = ("csf", "grey", "white")
 #: Structures with a label and a volume; the order gives the label value, from 1.
@@ -45,7 +48,7 @@ class Anatomy:
         age: years, of the brain as it is here; sex: "F", "M" or None for an average of both.
         tissues: (1, 3, X, Y, Z) fractions of TISSUES, summing to 1 inside the intracranial mask and 0 outside.
         strip: (1, 1, X, Y, Z) in 0..1, the brain as a tight skull-stripping leaves it, without the outer rim.
-        regions: (1, 9, *FIELD_SHAPE) fractions of STRUCTURES on the simulator's field grid.
+        regions: (1, 9, 80, 96, 88) fractions of STRUCTURES at 2 mm.
         labels: (X, Y, Z) uint8, index in STRUCTURES + 1, 0 outside.
     """
 
@@ -63,13 +66,20 @@ def template_anatomy(grid: Grid = GRID_2MM) -> Anatomy:
 
     Its 152 volunteers were 18 to 43 years old, 25 on average.
     """
+    brain, tissues = _template_tissues()
+    grey, white = tissues[1:]
+    deep = _deep_zones() * grey / np.maximum(grey + white, 1e-3)
+    return _finish(TEMPLATE, 25.0, None, tissues, brain, deep, grid, rim=2.0)
+
+
+def _template_tissues() -> tuple[np.ndarray, np.ndarray]:
+    """The template's brain, (X, Y, Z) bool at 1 mm, and its tissues, (3, X, Y, Z)."""
     maps = [template("t1"), template("gm"), template("wm")]
     t1, grey, white = (resample(volume.array, volume.affine, GRID_1MM) for volume in maps)
     brain = ndimage.binary_fill_holes(t1 > 0.15)
     total = np.maximum(grey + white, 1.0)
     grey, white = grey / total * brain, white / total * brain
-    tissues = np.stack([brain - grey - white, grey, white]).astype(np.float32)
-    return _finish("MNI152", 25.0, None, tissues, brain, grid, rim=2.0)
+    return brain, np.stack([brain - grey - white, grey, white]).astype(np.float32)
 
 
 def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: Grid = GRID_2MM) -> Anatomy:
@@ -92,7 +102,7 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     half = np.clip((means[2] - image) / (means[2] - means[0]), 0, 1)
     fluid, white = np.where(lining, half, fluid), np.where(lining, 1 - half, white)
     tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)
-    return _finish(name, age, sex, tissues, brain, grid, rim=1.0)
+    return _finish(name, age, sex, tissues, brain, _deep_share(), grid, rim=1.0)
 
 
 def _correct_bias(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -126,22 +136,25 @@ def _class_means(values: np.ndarray, iterations: int = 60) -> np.ndarray:
 
 
 def _finish(
-    name: str, age: float, sex: str | None, tissues: np.ndarray, brain: np.ndarray, grid: Grid, rim: float
+    name: str,
+    age: float,
+    sex: str | None,
+    tissues: np.ndarray,
+    brain: np.ndarray,
+    deep: np.ndarray,
+    grid: Grid,
+    rim: float,
 ) -> Anatomy:
     """Add a rim of fluid, room for a tightly cut brain to shrink into; find the structures; change the grid."""
     closed = ndimage.binary_closing(np.pad(brain, 8), iterations=4)[8:-8, 8:-8, 8:-8]
     cranium = ndimage.distance_transform_edt(~closed) <= rim
     tissues[0] += cranium & ~brain
-    fractions = structures(tissues, cranium)
+    fractions = structures(tissues, cranium, deep)
     coarse = field.resize(torch.from_numpy(tissues)[None], grid.shape) if grid != GRID_1MM else None
     stack = torch.from_numpy(fractions)[None]
-    labels = np.where(cranium, fractions.argmax(0) + 1, 0).astype(np.uint8)
-    if grid != GRID_1MM:
-        step = GRID_1MM.shape[0] // grid.shape[0]
-        mean = torch.nn.functional.avg_pool3d(stack, step)[0].numpy()
-        inside = mean.sum(0) > 0.5
-        labels = np.where(inside, mean.argmax(0) + 1, 0).astype(np.uint8)
-    regions = torch.nn.functional.avg_pool3d(stack, GRID_1MM.shape[0] // FIELD_SHAPE[0])
+    regions = torch.nn.functional.avg_pool3d(stack, 2)
+    shares = stack[0].numpy() if grid == GRID_1MM else regions[0].numpy()
+    labels = np.where(shares.sum(0) > 0.5, shares.argmax(0) + 1, 0).astype(np.uint8)
     strip = torch.from_numpy(brain.astype(np.float32))[None, None]
     return Anatomy(
         name,
@@ -154,15 +167,16 @@ def _finish(
     )
 
 
-def structures(tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
+def structures(tissues: np.ndarray, cranium: np.ndarray, deep: np.ndarray) -> np.ndarray:
     """Split tissue fractions at 1 mm into STRUCTURES by where they lie in MNI152 space.
 
-    The regions are generous boxes and tubes in MNI millimetres; what is labelled inside them is the scan's own
-    tissue, so that they need fit only roughly.
+    The regions are generous boxes and tubes in MNI millimetres; the fluid inside them is the scan's own, so that they
+    need fit only roughly.
 
     Args:
         tissues: (3, X, Y, Z) fractions at 1 mm.
         cranium: (X, Y, Z) bool.
+        deep: (2, X, Y, Z) share of the tissue that is deep grey matter and that is hippocampus.
     Returns:
         (9, X, Y, Z) float32 fractions, summing to 1 inside the cranium.
     """
@@ -171,28 +185,22 @@ def structures(tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
     side = np.abs(x)
     ventricle = _lateral_ventricles(fluid, cranium)
     third = (side < 6) & (y > -34) & (y < 12) & (z > -16) & (z < 9)
-
-    centre = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [24, 27, 29, 27, 23]).reshape(y.shape)
-    height = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [0, -4, -11, -19, -22]).reshape(y.shape)
-    tube = (y > -42) & (y < -5) & (((side - centre) / 9) ** 2 + ((z - height) / 7) ** 2 < 1)
-    deep = (side < 36) & (y > -34) & (y < 24) & (z > -14) & (z < 20)
-    deep &= (side / 36) ** 2 + ((y + 5) / 30) ** 2 + ((z - 4) / 18) ** 2 < 1
     sylvian = (side > 27) & (side < 62) & (y > -46) & (y < 30) & (z > -16) & (z < 24)
 
     # Fluid around the brain stem and cerebellum, and in the middle of the base, ages little.
     below = (z < -8 - 0.35 * (y + 20)) & (y < -20) | (z < -18) & (y < 0) & (side < 26)
     below |= (side < 24) & (y > -50) & (y < 16) & (z < 10)
 
-    hippocampus = grey * tube
-    deep_grey = grey * (deep & ~tube)
+    deep_grey, hippocampus = deep * (grey + white)
+    cortex = grey * ~_deep_zones().any(axis=0)
     lateral = fluid * ventricle
     middle = fluid * third
     fissure = fluid * (sylvian & ~ventricle)
     cisterns = (fluid - lateral - middle - fissure) * below
     return np.stack(
         [
-            grey - hippocampus - deep_grey,
-            white,
+            cortex,
+            grey + white - cortex - deep_grey - hippocampus,
             deep_grey,
             hippocampus,
             lateral,
@@ -202,6 +210,30 @@ def structures(tissues: np.ndarray, cranium: np.ndarray) -> np.ndarray:
             cisterns,
         ]
     ).astype(np.float32)
+
+
+@cache
+def _deep_zones() -> np.ndarray:
+    """Where deep grey matter and hippocampus lie, with no cortex between; (2, X, Y, Z) bool."""
+    x, y, z = _coordinates()
+    side = np.abs(x)
+    centre = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [24, 27, 29, 27, 23]).reshape(y.shape)
+    height = np.interp(y.ravel(), [-40, -34, -24, -14, -6], [0, -4, -11, -19, -22]).reshape(y.shape)
+    tube = (y > -42) & (y < -5) & (((side - centre) / 9) ** 2 + ((z - height) / 7) ** 2 < 1)
+    deep = (side < 36) & (y > -34) & (y < 24) & (z > -14) & (z < 20)
+    deep &= (side / 36) ** 2 + ((y + 5) / 30) ** 2 + ((z - 4) / 18) ** 2 < 1
+    return np.stack([deep & ~tube, tube])
+
+
+@cache
+def _deep_share() -> np.ndarray:
+    """Share of the template's tissue that is deep grey matter and hippocampus, (2, X, Y, Z), softened by 1.5 mm.
+
+    In a T1w scan these are as bright as something between grey and white matter, so brightness cannot tell them.
+    """
+    _, (_, grey, white) = _template_tissues()
+    sharp = _deep_zones() * grey / np.maximum(grey + white, 1e-3)
+    return np.stack([ndimage.gaussian_filter(one, 1.5) for one in sharp]) * _deep_zones()
 
 
 def _coordinates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

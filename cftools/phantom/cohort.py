@@ -50,12 +50,13 @@ def write_cohort(
         twins: changes of age under which each subject is rendered again.
         ages: range of the subjects' ages; narrowed so that every twin stays within 5-100 years.
     Raises:
-        OutputError: the folder holds something already.
+        OutputError: the folder holds something already; if forced, subjects that would stay as they are.
         UsageError: no age is left that suits every twin.
     """
-    low, high = _age_range(ages, twins)
+    ages = _age_range(ages, twins)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise OutputError(f"{out}: exists and is not empty; name another folder or use --force")
+    _check_left(out, {_name(index) for index in range(count)}, {twin.entity for twin in twins})
     truth = out / "derivatives" / "truth"
     try:
         truth.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def write_cohort(
 
     people = [["participant_id", "age", "sex"]]
     volumes = [["participant_id", "desc", "age", "sex", "brain", *STRUCTURES]]
-    for index, name, images in _subjects(family, count, seed, (low, high), twins):
+    for index, name, images in simulate(family, count, seed, ages, twins):
         age, sex = images[0][1].age, images[0][1].subject.sex
         people.append([name, f"{age:.1f}", sex])
         for desc, aged in images:
@@ -97,17 +98,33 @@ def write_cohort(
     write_atomic(out / "participants.json", json.dumps(meaning, indent=1).encode(), force=True)
 
 
-def _subjects(
+def simulate(
     family: Family, count: int, seed: int, ages: tuple[float, float], twins: Sequence[Change]
 ) -> Iterator[tuple[int, str, list[tuple[str, Aged]]]]:
-    """Number, name, and the images of each subject: the factual one first, under an empty description."""
+    """Number, name, and the images of each subject: the factual one first, under an empty description.
+
+    Arguments and errors as for `write_cohort`.
+    """
+    ages = _age_range(ages, twins)
     for index in range(count):
         # Ages are drawn at a tenth of a year, as participants.tsv gives them.
         age = round(float(np.random.default_rng([seed, 2, index]).uniform(*ages)), 1)
         subject = family.draw(seed, index)
         with torch.inference_mode():
             changed = [(twin.entity, subject.at(_target(twin, age))) for twin in twins]
-            yield index, f"sub-{index + 1:04d}", [("", subject.at(age)), *changed]
+            yield index, _name(index), [("", subject.at(age)), *changed]
+
+
+def _check_left(out: Path, subjects: set[str], entities: set[str]) -> None:
+    """Refuse a folder in which something of an older cohort would stay, as if it belonged to the new one."""
+    for path in sorted([*out.glob("sub-*"), *out.glob("derivatives/truth/sub-*/anat/*_desc-*_T1w.nii.gz")]):
+        entity = path.name.partition("_desc-")[2].partition("_")[0]
+        if (entity and entity not in entities) or path.name.partition("_")[0] not in subjects:
+            raise OutputError(f"{path}: is there and would not be made anew; name another folder or remove it")
+
+
+def _name(index: int) -> str:
+    return f"sub-{index + 1:04d}"
 
 
 def _target(twin: Change, age: float) -> float:

@@ -1,8 +1,8 @@
 """Ageing and identity as smooth deformations of an anatomy.
 
-Each structure that ages has a unit velocity field: it swells evenly, what lies around it gives way, and the cranium
-holds still. How strongly each is turned is solved for, so that the structures' volumes follow the ageing law as nearly
-as a smooth field can, whatever the anatomy.
+Each structure that ages has a velocity field that moves its border outward while the skull holds still. How strongly
+each is turned is solved for, so that the structures' volumes follow the ageing law with as little motion as possible,
+whatever the anatomy.
 """
 
 from __future__ import annotations
@@ -11,153 +11,121 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.sparse import linalg
+import torch.nn.functional as functional
+from scipy import ndimage
 from torch import Tensor
 
 from cftools import field
-from cftools.phantom.anatomy import FIELD_SHAPE, STRUCTURES, Anatomy
+from cftools.phantom.anatomy import STRUCTURES, Anatomy
 
+#: Grid of the velocity fields: 4 mm, over the same box as every model grid.
+FIELD_SHAPE = (40, 48, 44)
 SPACING = field.BOX[0] / FIELD_SHAPE[0]
-#: What swells: which structures give way to it, and within how many millimetres.
-KNOBS: dict[str, tuple[tuple[str, ...], float]] = {
-    "lateral_ventricles": (("white_matter", "deep_grey"), 16.0),
-    "third_ventricle": (("deep_grey", "white_matter"), 10.0),
-    "sylvian_fissure": (("cortex", "white_matter"), 12.0),
-    "hippocampus": (("lateral_ventricles", "sulci", "white_matter"), 8.0),
-    "sulci": (("cortex",), 12.0),
-    "white_matter": (("sulci", "cortex"), 40.0),
+#: What is held to the law, and how smoothly its border moves, millimetres: fluid pushes on what lies far from it, the
+#: cortex thins where it is. The fluid of the sulci is then what is left of a cranium that does not change.
+SMOOTHNESS = {
+    "lateral_ventricles": 7.0,
+    "third_ventricle": 5.0,
+    "sylvian_fissure": 4.0,
+    "hippocampus": 4.0,
+    "cortex": 3.0,
+    "white_matter": 3.0,
+    "deep_grey": 4.0,
+    "cisterns": 4.0,
 }
-#: What is held to the law; the remaining fluid is then what is left of a cranium that does not change.
-TARGETS = (
-    "lateral_ventricles",
-    "third_ventricle",
-    "sylvian_fissure",
-    "hippocampus",
-    "cortex",
-    "white_matter",
-)
-#: Smoothing of what swells and what gives way, millimetres.
-SOFTNESS = 2.0
-#: How much a log volume off the law counts, in the order of TARGETS, and how much a turned knob costs: folds are
-#: thinner than the field's voxels, so the law is followed only as far as a smooth field can.
-WEIGHTS = (1.0, 0.5, 0.2, 1.0, 1.0, 1.0)
-COST = 0.06
+TARGETS = tuple(SMOOTHNESS)
+#: How much a squared log volume off the law counts, in the order of TARGETS, and what a mean square velocity of 1 mm2
+#: costs.
+WEIGHTS = (1.0, 0.5, 0.5, 1.0, 2.0, 2.0, 1.0, 0.5)
+COST = 1e-3
+#: Distance from the skull, millimetres, within which motion fades.
+RIM = 8.0
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """The unit velocity fields of one anatomy and how its volumes answer to them.
+    """The velocity fields of one anatomy and how its volumes answer to them.
+
+    The first-order change of volume i under a velocity v is -<grad r_i, v>, r_i its fraction of each voxel. Through a
+    smoothing kernel, the field that changes one volume with the least motion is therefore the smoothed gradient of
+    that fraction: the representer of the functional, as in the LDDMM of Beg et al. (2005).
 
     Attributes:
-        fields: (6, 3, *FIELD_SHAPE), millimetres for a unit of log volume.
-        regions: (6, *FIELD_SHAPE) fractions of TARGETS.
-        response: (6, 6), d log volume of target i / d knob j at rest.
+        fields: (8, 3, *FIELD_SHAPE), millimetres for a unit of log volume.
+        divergence: (8, *FIELD_SHAPE), theirs.
+        regions: (8, X, Y, Z) fractions of TARGETS at 2 mm.
+        energy: (8, 8), mean product of the fields i and j in the cranium, mm2.
     """
 
     fields: Tensor
+    divergence: Tensor
     regions: Tensor
-    response: Tensor
+    energy: Tensor
 
     @classmethod
     def of(cls, anatomy: Anatomy) -> Knobs:
-        """Build the unit fields.
-
-        div v = r / |r| - g / |g| with r the structure and g what gives way, v = grad psi inside the cranium and no
-        flow through it: the Poisson equation of an atrophy model (Khanal et al. 2016), on the field grid.
-        """
-        regions = {name: anatomy.regions[:, [i]] for i, name in enumerate(STRUCTURES)}
-        cranium = (anatomy.regions[0].sum(0) > 0.5).numpy()
-        solver = _Poisson(cranium)
-        inside = torch.from_numpy(cranium.astype(np.float32))[None, None]
-        fields = []
-        for name, (giving, reach) in KNOBS.items():
-            swelling = field.blur(regions[name], SOFTNESS) * inside
-            near = field.blur(regions[name], reach)
-            yielding = sum((regions[other] for other in giving), torch.zeros_like(near))
-            yielding = field.blur(yielding, SOFTNESS) * near * inside
-            source = swelling - yielding * (swelling.sum() / yielding.sum())
-            fields.append(torch.from_numpy(solver.flow(source[0, 0].numpy())))
-        stacked = torch.stack(fields)
-        targets = anatomy.regions[0, [STRUCTURES.index(name) for name in TARGETS]]
-        knobs = cls(stacked, targets, torch.eye(len(KNOBS)))
-        step = 0.05
-        columns = [
-            (knobs._log_growth(step * row) - knobs._log_growth(-step * row)) / (2 * step)
-            for row in torch.eye(len(KNOBS))
-        ]
-        response = torch.stack(columns, dim=1)
-        unit = response.diagonal().abs()  # scaled so that one unit is one unit of log volume
-        return cls(stacked / unit.view(-1, 1, 1, 1, 1), targets, response / unit)
+        """Build the fields of an anatomy."""
+        regions = anatomy.regions[0, [STRUCTURES.index(name) for name in TARGETS]]
+        inside = functional.avg_pool3d(anatomy.regions.sum(1, keepdim=True), 2) > 0.5
+        depth = ndimage.distance_transform_edt(inside[0, 0].numpy()) * SPACING
+        window = torch.from_numpy((depth / RIM).clip(0, 1).astype(np.float32))[None, None]
+        gradients = torch.stack(torch.gradient(regions, spacing=SPACING / 2, dim=(1, 2, 3)), dim=1)
+        outward = -functional.avg_pool3d(gradients, 2)
+        fields = torch.cat(
+            [
+                window * field.blur(window * one[None], smoothness)
+                for one, smoothness in zip(outward, SMOOTHNESS.values(), strict=True)
+            ]
+        )
+        # Scaled so that one unit is one unit of log volume.
+        fields = fields / _response(regions, _divergence(fields)).diagonal().view(-1, 1, 1, 1, 1)
+        energy = torch.einsum("icxyz,jcxyz->ij", fields, fields) / inside.sum()
+        return cls(fields, _divergence(fields), regions, energy)
 
     def velocity(self, amounts: Tensor) -> Tensor:
         """The knobs' sum, (1, 3, *FIELD_SHAPE)."""
         return torch.einsum("k,kcxyz->cxyz", amounts, self.fields)[None]
 
-    def _log_growth(self, amounts: Tensor) -> Tensor:
-        """log(volume after / volume before) of each target, pulled back as the image will be."""
-        after = field.warp(self.regions[None], field.exponential(-self.velocity(amounts)))[0]
-        return torch.log(after.sum((1, 2, 3)).clamp_min(1e-6) / self.regions.sum((1, 2, 3)))
+    def grown(self, amounts: Tensor) -> Tensor:
+        """The regions after the knobs were turned, pulled back as the image will be; (8, X, Y, Z)."""
+        return field.warp(self.regions[None], field.exponential(-self.velocity(amounts)))[0]
 
     def solve(self, log_ratios: Tensor, iterations: int = 4) -> Tensor:
         """Amounts under which the targets grow by their log ratios, as nearly as a gentle field allows.
 
-        min_s sum_i w_i (L_i - growth_i(s))^2 + cost sum_j s_j^2, by Gauss-Newton with Broyden's update.
+        min_s sum_i w_i (L_i - growth_i(s))^2 + cost s' E s, E the energy, by Gauss-Newton.
 
         Args:
-            log_ratios: L, (6,), in the order of TARGETS.
+            log_ratios: L, (8,), in the order of TARGETS.
         Returns:
-            s, (6,).
+            s, (8,).
         """
-        response, weights = self.response.clone(), torch.tensor(WEIGHTS)
-        amounts, growth = torch.zeros(len(KNOBS)), torch.zeros(len(KNOBS))
+        weights, before = torch.tensor(WEIGHTS), self.regions.sum((1, 2, 3))
+        amounts, growth, after = torch.zeros(len(TARGETS)), torch.zeros(len(TARGETS)), self.regions
         for _ in range(iterations):
+            response = _response(after, self.divergence)
             weighted = response.T * weights
-            gradient = weighted @ (log_ratios - growth) - COST**2 * amounts
-            step = torch.linalg.solve(weighted @ response + COST**2 * torch.eye(len(KNOBS)), gradient)
-            if step.abs().max() < 0.01:
-                break
+            gradient = weighted @ (log_ratios - growth) - COST * self.energy @ amounts
+            step = torch.linalg.solve(weighted @ response + COST * self.energy, gradient)
+            expected = growth + response @ step
             amounts = amounts + step
-            after = self._log_growth(amounts)
-            response += torch.outer(after - growth - response @ step, step) / float(step @ step)
-            growth = after
+            after = self.grown(amounts)
+            growth = torch.log(after.sum((1, 2, 3)).clamp_min(1e-6) / before)
+            if (growth - expected).abs().max() < 0.01:
+                break
         return amounts
 
 
-class _Poisson:
-    """grad psi with a given divergence inside a region and no flow through its border, by conjugate gradients."""
+def _divergence(fields: Tensor) -> Tensor:
+    """(K, 3, *FIELD_SHAPE) -> (K, *FIELD_SHAPE), per unit time."""
+    parts = [torch.gradient(fields[:, axis], spacing=SPACING, dim=1 + axis)[0] for axis in range(3)]
+    return parts[0] + parts[1] + parts[2]
 
-    def __init__(self, inside: np.ndarray) -> None:
-        self.inside = inside
-        self.index = np.full(inside.shape, -1)
-        self.index[inside] = np.arange(inside.sum())
-        self.faces = []
-        n = int(inside.sum())
-        laplacian = sparse.csr_matrix((n, n))
-        for axis in range(3):
-            low = self.index.take(range(inside.shape[axis] - 1), axis)
-            high = self.index.take(range(1, inside.shape[axis]), axis)
-            open_face = (low >= 0) & (high >= 0)
-            i, j = low[open_face], high[open_face]
-            ones = np.ones(len(i))
-            difference = sparse.csr_matrix(
-                (np.r_[-ones, ones], (np.tile(np.arange(len(i)), 2), np.r_[i, j])), shape=(len(i), n)
-            )
-            self.faces.append((i, j, difference / SPACING))
-            laplacian = laplacian + difference.T @ difference / SPACING**2
-        self.laplacian = laplacian
 
-    def flow(self, divergence: np.ndarray) -> np.ndarray:
-        """(3, X, Y, Z) velocity at voxel centres: the mean of its two faces along each axis, 0 next to the wall."""
-        right = divergence[self.inside].astype(np.float64)
-        psi, _ = linalg.cg(self.laplacian, -(right - right.mean()), rtol=1e-3, maxiter=500)
-        out = np.zeros((3, *self.inside.shape), dtype=np.float32)
-        for axis, (i, j, gradient) in enumerate(self.faces):
-            across = gradient @ psi
-            mean = (np.bincount(i, across, len(psi)) + np.bincount(j, across, len(psi))) / 2
-            inner = np.bincount(np.r_[i, j], minlength=len(psi)) == 2
-            out[axis][self.inside] = mean * inner
-        return out
+def _response(regions: Tensor, divergence: Tensor) -> Tensor:
+    """d log volume of region i / d amount of field j = sum r_i div v_j / sum r_i, to first order; (K, K)."""
+    coarse = functional.avg_pool3d(regions, 2)
+    return torch.einsum("ixyz,jxyz->ij", coarse, divergence) / coarse.sum((1, 2, 3)).clamp_min(1e-6)[:, None]
 
 
 def random_displacement(random: np.random.Generator, scales: tuple[tuple[float, float], ...]) -> tuple[Tensor, Tensor]:

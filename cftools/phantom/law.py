@@ -33,10 +33,11 @@ STRUCTURES = (
     "hippocampus",
     "cortex",
     "white_matter",
+    "deep_grey",
     "brain",
 )
-#: What a law may describe besides.
-OPTIONAL_STRUCTURES = ("deep_grey",)
+#: The fluid of the basal cisterns and the posterior fossa has no curve: it grows half as fast as that of the sulci.
+CISTERNS, CISTERNS_SHARE = "cisterns", 0.5
 #: The white-to-grey ratio of T1w intensity: a curve like the others, of no structure.
 CONTRAST = "white_grey_contrast"
 
@@ -83,13 +84,15 @@ class AgeingLaw:
         exp(p(age) - p(25)), p the monotone cubic (PCHIP, Fritsch and Butland 1984) through the knots' logs.
 
         Args:
-            structure: one of `structures`.
+            structure: one of `structures`, or "cisterns".
             age: years, 5 to 100.
             sex: "F", "M", or None for the geometric mean of both.
         Raises:
             ConditionError: the age is outside 5-100 years, or the sex is neither F, M nor None.
             UsageError: the law has no such structure.
         """
+        if structure == CISTERNS:
+            return 1 + CISTERNS_SHARE * (self.ratio("sulci", age, sex) - 1)
         curve = self._curve(structure)
         if not YOUNGEST <= age <= OLDEST:  # also False for not-a-number
             raise ConditionError(f"age {age:g}: the ageing law covers {YOUNGEST:g} to {OLDEST:g} years")
@@ -106,6 +109,8 @@ class AgeingLaw:
         Raises:
             UsageError: the law has no such structure.
         """
+        if structure == CISTERNS:
+            return CISTERNS_SHARE * self.log_sd("sulci")
         return self._curve(structure).log_sd
 
     def contrast(self, age: float, sex: str | None = None) -> float:
@@ -156,12 +161,12 @@ def _read(data: bytes, file: str) -> AgeingLaw:
         table = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not a TOML file: {error}") from error
-    names = (*STRUCTURES, *OPTIONAL_STRUCTURES, CONTRAST)
-    _check_keys(table, ("name", "description", "ages", *names), OPTIONAL_STRUCTURES, file)
+    names = (*STRUCTURES, CONTRAST)
+    _check_keys(table, ("name", "description", "ages", *names), file)
     ages = _numbers(table["ages"], f"{file}: ages")
     if ages[:1] != (YOUNGEST,) or ages[-1:] != (OLDEST,) or any(np.diff(ages) <= 0):
         raise UsageError(f"{file}: ages must rise from {YOUNGEST:g} to {OLDEST:g} years")
-    curves = {name: _read_curve(table[name], len(ages), f"{file}: {name}") for name in names if name in table}
+    curves = {name: _read_curve(table[name], len(ages), f"{file}: {name}") for name in names}
     return AgeingLaw(
         name=_text(table["name"], f"{file}: name"),
         description=_text(table["description"], f"{file}: description"),
@@ -173,7 +178,7 @@ def _read(data: bytes, file: str) -> AgeingLaw:
 def _read_curve(table: Any, length: int, where: str) -> Curve:
     if not isinstance(table, dict):
         raise UsageError(f"{where}: must be a table of F, M, log_sd and sources")
-    _check_keys(table, ("F", "M", "log_sd", "sources"), (), where)
+    _check_keys(table, ("F", "M", "log_sd", "sources"), where)
     values = {sex: _numbers(table[sex], f"{where}: {sex}") for sex in ("F", "M")}
     for sex, numbers in values.items():
         if len(numbers) != length:
@@ -189,11 +194,11 @@ def _read_curve(table: Any, length: int, where: str) -> Curve:
     )
 
 
-def _check_keys(table: dict[str, Any], known: tuple[str, ...], optional: tuple[str, ...], where: str) -> None:
+def _check_keys(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise UsageError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
-    missing = [key for key in known if key not in table and key not in optional]
+    missing = [key for key in known if key not in table]
     if missing:
         raise UsageError(f"{where}: {', '.join(missing)} missing")
 

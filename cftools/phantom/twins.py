@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cftools import field
-from cftools.phantom.anatomy import FIELD_SHAPE, STRUCTURES, Anatomy
+from cftools.phantom.anatomy import STRUCTURES, VOXEL_ML, Anatomy
 from cftools.phantom.contrast import Scanner, plain_scanner, random_scanner, render
 from cftools.phantom.deform import (
     TARGETS,
@@ -42,7 +42,7 @@ class Subject:
         anatomy, knobs: the real brain it grew from.
         law: how it ages.
         sex: "F" or "M".
-        noise: (6,) standard normal draws, one for each of TARGETS.
+        noise: (8,) standard normal draws, one for each of TARGETS.
         to_base, from_base: (1, 3, *FIELD_SHAPE) identity deformation and its inverse.
         scanner: how its images are taken.
     """
@@ -57,7 +57,7 @@ class Subject:
     scanner: Scanner
 
     def log_ratios(self, age: float) -> Tensor:
-        """Log volume of each of TARGETS relative to the base anatomy, at the base's own head size; (6,)."""
+        """Log volume of each of TARGETS relative to the base anatomy, at the base's own head size; (8,)."""
         base = self.anatomy
         return torch.tensor(
             [
@@ -123,8 +123,7 @@ class Aged:
 
     def volumes(self) -> dict[str, float]:
         """Volume of each structure, ml: fractions of the anatomy, deformed as the image is."""
-        voxel = np.prod(np.array(field.BOX) / np.array(FIELD_SHAPE)) / 1000
-        totals = field.warp(self.subject.anatomy.regions, self.displacement)[0].sum((1, 2, 3)) * voxel
+        totals = field.warp(self.subject.anatomy.regions, self.displacement)[0].sum((1, 2, 3)) * VOXEL_ML
         return {name: float(total) for name, total in zip(STRUCTURES, totals, strict=True)}
 
     def to(self, other: Aged) -> Tensor:
@@ -148,11 +147,16 @@ class Family:
         anatomies: the real brains, all on one grid.
         law: how they age.
         varied: random scanners and registration errors, to train on; else plain scans in heads of natural size.
+        first: share of the subjects that grow from the first anatomy; None, as many as from any other.
     """
 
-    def __init__(self, anatomies: list[Anatomy], law: AgeingLaw, varied: bool = False) -> None:
+    def __init__(
+        self, anatomies: list[Anatomy], law: AgeingLaw, varied: bool = False, first: float | None = None
+    ) -> None:
         self.law = law
         self.varied = varied
+        rest = len(anatomies) - 1
+        self.shares = None if first is None or not rest else [first, *[(1 - first) / rest] * rest]
         self.members = [(anatomy, Knobs.of(anatomy)) for anatomy in anatomies]
 
     def draw(self, seed: int, index: int, sex: str | None = None) -> Subject:
@@ -160,18 +164,19 @@ class Family:
         random = np.random.default_rng([seed, 0, index])
         drawn_sex = ("F", "M")[random.integers(2)]
         sex = sex or drawn_sex
-        anatomy, knobs = self.members[random.integers(len(self.members))]
+        anatomy, knobs = self.members[random.choice(len(self.members), p=self.shares)]
         noise = torch.from_numpy(random.standard_normal(len(TARGETS)).astype(np.float32)).clamp(-2, 2)
         head = random.standard_normal()
         jitter = random_affine(random, 0.02, 2.5, 1.5)
         if not self.varied:
             mean, spread = CRANIUM_ML[sex]
             target = np.clip(mean + spread * head, mean - 2.5 * spread, mean + 2.5 * spread)
-            cranium = float(anatomy.regions.sum()) * np.prod(np.array(field.BOX) / np.array(FIELD_SHAPE)) / 1000
+            cranium = float(anatomy.regions.sum()) * VOXEL_ML
             jitter[:3, :3] *= (cranium / target) ** (1 / 3)
         elif random.random() < 0.5:  # the network must not rely on symmetry of the left and right
             jitter[:, 0] *= -1
-        shape, unshape = random_displacement(random, IDENTITY_SCALES)
+        size = random.uniform(0.5, 2.0) if self.varied else 1.0
+        shape, unshape = random_displacement(random, tuple((smooth, size * mm) for smooth, mm in IDENTITY_SCALES))
         there = affine_displacement(jitter[:3])
         back = affine_displacement(np.linalg.inv(jitter)[:3])
         scanner = random_scanner(random) if self.varied else plain_scanner(random)

@@ -117,7 +117,8 @@ def train(
             item = {name: value.to(device) for name, value in next(items).items()}
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step)
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            with torch.random.fork_rng(devices=[]), torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+                torch.manual_seed(step)  # dropout, the same after a resume
                 losses = objective.losses(network, item)
             if not torch.isfinite(losses["loss"]):
                 raise CftoolsError(f"{out}: the loss is not finite at step {step}: lower training.learning_rate")
@@ -193,6 +194,10 @@ def _restore(
         index, slot = name.split(".", 1)
         slots.setdefault(int(index), {})[slot] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+    for parameter, kept in optimiser.state.items():
+        for slot, value in kept.items():
+            if value.shape == parameter.shape:  # in the parameter's memory order, or rounding differs
+                kept[slot] = torch.empty_like(parameter).copy_(value)
     return int(metadata["step"]), float(metadata["seconds"])
 
 

@@ -14,23 +14,58 @@ from cftools.nets.regressor import Regressor, RegressorArchitecture
 from cftools.phantom.twins import Family
 from cftools.train.twin import AGES, normalised, scaled_age
 
+#: Subjects in one step, each at two ages.
+SUBJECTS = 8
+
 
 class AgedBrains(Dataset[dict[str, Tensor]]):
-    """Item i holds one subject at two ages: image (2, 1, X, Y, Z) and value (2,), age scaled to [-1, 1].
+    """Item i holds SUBJECTS subjects at two ages: image (16, 1, X, Y, Z) and value (16,), age scaled to [-1, 1].
 
-    Two ages of one subject, rather than two subjects, leave the network only ageing to tell them apart by.
+    Two ages of one subject, rather than two subjects, leave the network only ageing to tell them apart by. Images are
+    mirrored and their brightness bent at random, anew each time.
+
+    Args:
+        family: where subjects come from.
+        seed: of the draws.
+        cohort: number of different subjects before they repeat, kept in memory in half precision; 0 never repeats.
     """
 
-    def __init__(self, family: Family, seed: int) -> None:
+    def __init__(self, family: Family, seed: int, cohort: int = 0) -> None:
         self.family = family
         self.seed = seed
+        self.cohort = cohort
+        self._made: dict[int, dict[str, Tensor]] = {}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        random = np.random.default_rng([self.seed, 3, index])
+        random = np.random.default_rng([self.seed, 4, index])
+        if self.cohort:
+            # Those made in the first rounds are kept: each step brings one new subject until the cohort is full.
+            known = min(self.cohort, SUBJECTS + index)
+            numbers = random.integers(known, size=SUBJECTS)
+            if index <= self.cohort - SUBJECTS:
+                numbers[0] = known - 1
+        else:
+            numbers = index * SUBJECTS + np.arange(SUBJECTS)
+        people = [self._subject(int(number)) for number in numbers]
+        images = []
+        for person in people:
+            image = person["image"].float()
+            if random.random() < 0.5:
+                image = image.flip(2)
+            images.append(image.clamp_min(0) ** float(np.exp(random.normal(0, 0.15))))
+        return {"image": torch.cat(images), "value": torch.cat([person["value"] for person in people])}
+
+    def _subject(self, number: int) -> dict[str, Tensor]:
+        if number in self._made:
+            return self._made[number]
+        random = np.random.default_rng([self.seed, 3, number])
         ages = [float(age) for age in random.uniform(*AGES, size=2)]
-        subject = self.family.draw(self.seed, index)
-        images = [normalised(subject.at(age)) for age in ages]
-        return {"image": torch.cat(images), "value": torch.tensor([scaled_age(age) for age in ages])}
+        subject = self.family.draw(self.seed, number)
+        images = torch.cat([normalised(subject.at(age)) for age in ages]).half()
+        made = {"image": images, "value": torch.tensor([scaled_age(age) for age in ages])}
+        if self.cohort:
+            self._made[number] = made
+        return made
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cftools.condition import Variable
 from cftools.errors import PresetError, UsageError
 from cftools.nets.regressor import RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture
-from cftools.phantom.anatomy import Anatomy
+from cftools.phantom.anatomy import TEMPLATE, Anatomy
 from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, Grid
@@ -33,44 +33,83 @@ VARIABLES = {
 CHANGEABLE = ("age",)
 
 
-def twin_objective(
-    recipe: Recipe, family: Family, conditions: Sequence[str], seed: int, data: Mapping[str, Any]
-) -> tuple[Objective, dict[str, Variable]]:
-    """The twin flow for the conditions named; what else the simulator knows is told to the network as context."""
-    for name in conditions:
-        if name not in CHANGEABLE:
-            raise UsageError(f"--condition {name}: the simulator can change {', '.join(CHANGEABLE)}")
+@dataclass(frozen=True)
+class Kind:
+    """What can be trained.
+
+    Attributes:
+        conditions: names it may learn; alone: only one of them.
+        losses: keys of the recipe's table that it knows.
+        architecture: of the recipe, for the conditions named.
+        objective: of that architecture, on a family's subjects.
+        variables: what its network is told or tells.
+    """
+
+    conditions: tuple[str, ...]
+    alone: bool
+    losses: tuple[str, ...]
+    architecture: Callable[[Recipe, Sequence[str]], Any]
+    objective: Callable[[Recipe, Any, Family, int, dict[str, Any]], Objective]
+    variables: Mapping[str, Variable]
+
+
+def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchitecture:
+    """What the simulator knows and cannot change is told to the network as context."""
     order = list(VARIABLES)
-    architecture = _architecture(
-        TwinArchitecture,
-        recipe,
-        variables=len(order),
-        changes=tuple(order.index(name) for name in conditions),
-    )
+    changes = tuple(order.index(name) for name in conditions)
+    return _architecture(TwinArchitecture, recipe, variables=len(order), changes=changes)
+
+
+def _twin_objective(
+    recipe: Recipe, architecture: TwinArchitecture, family: Family, seed: int, data: dict[str, Any]
+) -> Objective:
     losses = {"field": 0.0, "smooth": 0.0, **recipe.losses}
-    _known(recipe.losses, ("field", "smooth"), "losses")
-    _known(recipe.data, ("cohort",), "data")
-    cohort = int(recipe.data.get("cohort", 0))
-    objective = TwinObjective(
-        architecture, Twins(family, seed, cohort), seed, losses["field"], losses["smooth"], dict(data)
-    )
-    return objective, VARIABLES
+    twins = Twins(family, seed, int(recipe.data.get("cohort", 0)))
+    return TwinObjective(architecture, twins, seed, losses["field"], losses["smooth"], data)
 
 
-def reader_objective(
-    recipe: Recipe, family: Family, conditions: Sequence[str], seed: int, data: Mapping[str, Any]
-) -> tuple[Objective, dict[str, Variable]]:
-    """A network that reads one variable."""
-    if list(conditions) != ["age"]:
-        raise UsageError("--condition: a reader reads one variable, and the simulator has one to read, age")
-    _known(recipe.losses, (), "losses")
-    _known(recipe.data, (), "data")
-    architecture = _architecture(RegressorArchitecture, recipe)
-    return ReaderObjective(architecture, AgedBrains(family, seed), seed, dict(data)), {"age": VARIABLES["age"]}
+def _reader_architecture(recipe: Recipe, conditions: Sequence[str]) -> RegressorArchitecture:
+    return _architecture(RegressorArchitecture, recipe)
 
 
-Builder = Callable[[Recipe, Family, Sequence[str], int, Mapping[str, Any]], tuple[Objective, dict[str, Variable]]]
-OBJECTIVES: dict[str, Builder] = {"twin": twin_objective, "reader": reader_objective}
+def _reader_objective(
+    recipe: Recipe, architecture: RegressorArchitecture, family: Family, seed: int, data: dict[str, Any]
+) -> Objective:
+    return ReaderObjective(architecture, AgedBrains(family, seed, int(recipe.data.get("cohort", 0))), seed, data)
+
+
+OBJECTIVES = {
+    "twin": Kind(CHANGEABLE, False, ("field", "smooth"), _twin_architecture, _twin_objective, VARIABLES),
+    "reader": Kind(("age",), True, (), _reader_architecture, _reader_objective, {"age": VARIABLES["age"]}),
+}
+
+
+def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
+    """Refuse before any work what cannot be trained.
+
+    Returns:
+        The network's architecture.
+    Raises:
+        PresetError: the recipe asks for something there is not. UsageError: a condition that cannot be learned.
+    """
+    kind = OBJECTIVES.get(recipe.objective)
+    if kind is None:
+        raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
+    if recipe.training.epochs or recipe.training.batch != 1:
+        raise PresetError("training: the objective fixes what a step holds; give steps, and neither epochs nor batch")
+    for name in conditions:
+        if name not in kind.conditions:
+            raise UsageError(f"--condition {name}: the simulator can change {', '.join(kind.conditions)}")
+    if len(set(conditions)) != len(conditions) or (kind.alone and len(conditions) != 1):
+        raise UsageError(f"--condition {','.join(conditions)}: each once, and for a {recipe.objective} of one")
+    _known(recipe.losses, kind.losses, "losses")
+    _known(recipe.data, ("cohort", "template"), "data")
+    cohort, share = recipe.data.get("cohort", 0), recipe.data.get("template", 0.0)
+    if isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 0:
+        raise PresetError(f"data.cohort: {cohort!r} is no number of subjects")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise PresetError(f"data.template: {share!r} is no share between 0 and 1")
+    return kind.architecture(recipe, conditions)
 
 
 def run(
@@ -99,21 +138,19 @@ def run(
     Raises:
         PresetError: the recipe asks for something there is not. UsageError: as `train`.
     """
-    if recipe.objective not in OBJECTIVES:
-        raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
-    if recipe.training.epochs or recipe.training.batch != 1:
-        raise PresetError("training: a step is one simulated pair; give steps, and neither epochs nor batch")
+    architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
     names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
     initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
     data = {
         "initial": initial.sha256 if initial else "",
         "anatomies": names,
-        "law": law.name,
+        "law": _law_digest(law),
         "conditions": list(conditions),
         **recipe.data,
     }
-    family = Family(anatomies, law, varied=True)
-    objective, variables = OBJECTIVES[recipe.objective](recipe, family, conditions, seed, data)
+    share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
+    family = Family(anatomies, law, varied=True, first=share)
+    objective = kind.objective(recipe, architecture, family, seed, data)
     training = recipe.training
     schedule = Schedule(
         steps=training.steps,
@@ -123,11 +160,10 @@ def run(
         workers=workers,
     )
     network, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
-    architecture: Any = network.architecture
     facts = weights.Facts(
         architecture=recipe.network.architecture,
         architecture_arguments=asdict(architecture),
-        variables=variables,
+        variables=kind.variables,
         grid=grid_facts(GRID_2MM),
         contrasts=("T1w",),
         intensity="brain-percentile",
@@ -145,6 +181,11 @@ def _known(given: Mapping[str, Any], known: tuple[str, ...], table: str) -> None
             raise PresetError(f"{table}.{name}: this objective knows {', '.join(known) or 'nothing there'}")
 
 
+def _law_digest(law: AgeingLaw) -> str:
+    """Name and content: a file of the same name may have been edited."""
+    return f"{law.name} {hashlib.sha256(repr(law).encode()).hexdigest()[:16]}"
+
+
 def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
@@ -159,6 +200,6 @@ def _architecture(kind: type, recipe: Recipe, **given: Any) -> Any:
     arguments = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in recipe.network.arguments.items()}
     try:
         return kind(**arguments, **given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         reason = str(error).split("__init__() ")[-1]
         raise PresetError(f"network {recipe.network.architecture}: {reason}") from None

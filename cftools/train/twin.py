@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cftools import field
+from cftools.carry import surface
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.phantom.twins import Aged, Family, Subject
 from cftools.prepare import intensity_scale
 
 #: Share of training pairs whose sex is withheld, so that the flow also works where it is not known.
 UNKNOWN_SEX = 0.3
+#: What keeps pairs of nearly one age from counting much: normalised intensity, and millimetres.
+LEAST_CHANGE, LEAST_MOTION = 0.01, 0.1
+#: How far apart, millimetres, two points must be for their relative motion to count as much as their motion.
+REACH = 6.0
 #: The widest range of ages the law knows.
 AGES = (5.0, 100.0)
 
@@ -26,12 +31,14 @@ class Twins(Dataset[dict[str, Tensor]]):
     """Pairs of one subject at two ages, as a network meets them: stripped, normalised, on the 2 mm grid.
 
     Item i holds both directions of pair i: image, target (2, 1, X, Y, Z); source, goal (2, 2), age and sex scaled
-    to [-1, 1], nan where unknown; truth (2, 3, *FIELD_SHAPE), the displacement from image to target.
+    to [-1, 1], nan where unknown; truth (2, 3, *FIELD_SHAPE), the displacement from image to target; beyond (2,), what
+    a shrinking brain uncovers (see `carry.surface`).
 
     Args:
         family: where subjects come from.
         seed: of the draws.
-        cohort: number of different pairs before they repeat, kept in memory in half precision; 0 never repeats.
+        cohort: number of different pairs before they repeat, mirrored and with their brightness bent at random; kept in
+            memory in half precision, 7 MB each. 0 never repeats.
     """
 
     def __init__(self, family: Family, seed: int, cohort: int = 0) -> None:
@@ -46,7 +53,8 @@ class Twins(Dataset[dict[str, Tensor]]):
         number = index % self.cohort
         if number not in self._made:
             self._made[number] = {name: value.half() for name, value in self._draw(number).items()}
-        return {name: value.float() for name, value in self._made[number].items()}
+        item = {name: value.float() for name, value in self._made[number].items()}
+        return _augmented(item, np.random.default_rng([self.seed, 5, index]))
 
     def _draw(self, number: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 1, number])
@@ -57,10 +65,21 @@ class Twins(Dataset[dict[str, Tensor]]):
         return _pair(subject, first, second, known)
 
 
+def _augmented(item: dict[str, Tensor], random: np.random.Generator) -> dict[str, Tensor]:
+    """The pair left for right, or not, and on another curve of brightness."""
+    if random.random() < 0.5:
+        item |= {name: item[name].flip(2) for name in ("image", "target", "truth")}
+        item["truth"][:, 0] *= -1
+    power = float(np.exp(random.normal(0, 0.15)))
+    return item | {name: item[name] ** power for name in ("image", "target", "beyond")}
+
+
 def _pair(subject: Subject, first: Aged, second: Aged, known: bool) -> dict[str, Tensor]:
     images = [aged.image() * aged.strip() for aged in (first, second)]
     scales = [intensity_scale(image[0, 0].numpy()) for image in images]
     masks = [(image > 0).float() for image in images]
+    brains = [(image / scale)[0, 0].numpy() for image, scale in zip(images, scales, strict=True)]
+    insides = [brain > 0 for brain in brains]
     sex = {"F": -1.0, "M": 1.0}[subject.sex] if known else float("nan")
     condition = [torch.tensor([[scaled_age(aged.age), sex]]) for aged in (first, second)]
     # What lies outside the scan's own brain mask is never touched, so nothing is asked there.
@@ -68,10 +87,10 @@ def _pair(subject: Subject, first: Aged, second: Aged, known: bool) -> dict[str,
     return {
         "image": torch.cat([image / scale for image, scale in zip(images, scales, strict=True)]).clamp(0, 1.5),
         "target": torch.cat(targets).clamp(0, 1.5),
-        "mask": torch.cat(masks),
         "source": torch.cat(condition),
         "goal": torch.cat(condition[::-1]),
         "truth": torch.cat([first.to(second), second.to(first)]),
+        "beyond": torch.tensor([surface(*planes) for planes in zip(brains, insides, strict=True)]),
     }
 
 
@@ -89,10 +108,11 @@ def scaled_age(age: float) -> float:
 
 @dataclass(frozen=True)
 class TwinObjective:
-    """L1 to the true counterfactual, L2 to the true displacement, and smoothness of the velocity.
+    """L1 to the true counterfactual and L2 to the true displacement, each over that of doing nothing.
 
-    loss = |warp(x, exp v) + r - x'| + field_weight |exp v - u|^2 + smooth_weight |grad v|^2, means over the brain;
-    displacements in millimetres.
+    loss = sum|y - x'| / sum|x - x'| + field_weight |u - u'|_H^2 / |u'|_H^2 + smooth_weight |grad v|^2, means over
+    pairs of sums over the brain; y is the edited image, |u|_H^2 = |u|^2 + (6 mm)^2 |grad u|^2. Gradients count because
+    they are what changes volumes: without them small structures are lost in the motion of their surroundings.
     """
 
     architecture: TwinArchitecture
@@ -121,23 +141,42 @@ class TwinObjective:
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         velocity, residual = network(item["image"], item["source"], item["goal"])
         # Compared at 4 mm, the field's own resolution: an eighth of the voxels, and less of the noise.
-        image, target, mask = (functional.avg_pool3d(item[name], 2) for name in ("image", "target", "mask"))
+        inside = (item["image"] > 0).float()
+        beyond = item["beyond"].view(-1, 1, 1, 1, 1)
+        filled = item["image"] + (1 - inside) * beyond
+        image, target, mask, filled = (
+            functional.avg_pool3d(one, 2) for one in (item["image"], item["target"], inside, filled)
+        )
         with torch.autocast(image.device.type, enabled=False):
-            shape = tuple(image.shape[2:])
             displacement = field.exponential(velocity.float(), 5)
-            answer = field.warp(image, displacement) + field.resize(residual.float(), shape) * mask
-            error = ((answer - target).abs() * mask).sum() / mask.sum()
-            nothing = ((image - target).abs() * mask).sum() / mask.sum()
+            offset, gain = field.resize(residual.float(), tuple(image.shape[2:])).split(1, dim=1)
+            answer = ((1 + gain) * field.warp(filled, displacement) + offset) * mask
+            left, nothing = (_sum((one - target).abs() * mask) for one in (answer, image))
+            error = left / (nothing + LEAST_CHANGE * _sum(mask))
             inside = field.resize(mask, tuple(displacement.shape[2:]))
             truth = field.resize(item["truth"], tuple(displacement.shape[2:]))
             # Squared: the mean of what is uncertain, where absolute values would shrink to its median.
-            drift = ((displacement - truth).square() * inside).sum() / inside.sum() / 3
+            drift = _energy(displacement - truth, inside) / (_energy(truth, inside) + LEAST_MOTION**2 * _sum(inside))
             roughness = sum(torch.diff(velocity, dim=axis).square().mean() for axis in (2, 3, 4))
-            loss = error + self.field_weight * drift + self.smooth_weight * roughness
+            loss = error.mean() + self.field_weight * drift.mean() + self.smooth_weight * roughness
         return {
             "loss": loss,
-            "error": error,
-            "nothing": nothing,
-            "drift": drift,
+            "error": error.mean(),
+            "drift": drift.mean(),
             "roughness": torch.as_tensor(roughness),
         }
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Over all but the batch, (B,)."""
+    return values.flatten(1).sum(1)
+
+
+def _energy(displacement: Tensor, inside: Tensor) -> Tensor:
+    """Sum of |u|^2 + REACH^2 |grad u|^2 over the brain, mm2, (B,)."""
+    spacing = field.BOX[0] / displacement.shape[2]
+    total = _sum(displacement.square() * inside)
+    for axis in (2, 3, 4):
+        slope = torch.diff(displacement, dim=axis) * (REACH / spacing)
+        total = total + _sum(slope.square() * inside.narrow(axis, 1, inside.shape[axis] - 1))
+    return total
