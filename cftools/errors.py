@@ -26,6 +26,10 @@ class PresetError(UsageError):
     """A preset is unknown, malformed, or does not go with the weights."""
 
 
+class PathError(UsageError):
+    """A noise path, schedule or solver is asked for what it cannot give, such as more steps than training times."""
+
+
 class OutputError(UsageError):
     """An output exists already, or cannot be written."""
 
@@ -38,6 +42,10 @@ class InputError(CftoolsError):
 
 class VolumeError(InputError):
     """An image file cannot be read, or holds what no brain scan holds."""
+
+
+class LatentError(InputError):
+    """A latent is damaged, of another kind or of other weights, or not of the scan at hand."""
 
 
 class RegistrationError(InputError):

@@ -13,14 +13,36 @@ PACKAGE = Path(__file__).parent.parent / "cftools"
 
 # Lowest first; a name stands for the module or for all modules of the package.
 FLOORS = (
-    {"cftools", "cftools.errors", "cftools.schema", "cftools.preset", "cftools.condition"},
-    {"cftools.nifti", "cftools.volume", "cftools.field", "cftools.latent", "cftools.diffusion.path"},
-    {"cftools.diffusion.denoiser", "cftools.diffusion.noise", "cftools.diffusion.solver"},
+    {
+        "cftools",
+        "cftools.diffusion",
+        "cftools.errors",
+        "cftools.schema",
+        "cftools.preset",
+        "cftools.condition",
+        "cftools.facts",
+    },
+    {
+        "cftools.nifti",
+        "cftools.volume",
+        "cftools.field",
+        "cftools.tensorfile",
+        "cftools.latent",
+        "cftools.diffusion.path",
+        "cftools.diffusion.moves",
+    },
+    {
+        "cftools.diffusion.denoiser",
+        "cftools.diffusion.noise",
+        "cftools.diffusion.solver",
+        "cftools.diffusion.inversion",
+    },
     {"cftools.nets"},
     {"cftools.weights", "cftools.provenance"},
     {
         "cftools.diffusion.integrate",
         "cftools.diffusion.guidance",
+        "cftools.diffusion.windows",
         "cftools.diffusion.constraint",
         "cftools.diffusion.start",
     },
@@ -33,6 +55,8 @@ FLOORS = (
     {"cftools.cli"},
 )
 STANDARD_LIBRARY_ONLY = FLOORS[0]
+# Bare packages on the ground floor do not take their modules there.
+BARE = {"cftools", "cftools.diffusion"}
 
 
 def module_name(path: Path) -> str:
@@ -62,8 +86,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def floor(module: str) -> int:
     for height, names in enumerate(FLOORS):
-        # The bare package is on the ground floor, but does not take all of its modules there.
-        if module in names or any(module.startswith(f"{name}.") for name in names - {"cftools"}):
+        if module in names or any(module.startswith(f"{name}.") for name in names - BARE):
             return height
     return -1
 
