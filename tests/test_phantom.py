@@ -138,7 +138,7 @@ def test_cohort_is_the_same_whatever_its_size(cohort: Path, family: Family, tmp_
 def test_cohort_refuses_what_cannot_be(cohort: Path, family: Family) -> None:
     with pytest.raises(OutputError, match="not empty"):
         write_cohort(cohort, family, GRID_2MM, 1, seed=7)
-    with pytest.raises(OutputError, match="sub-0002.*: is there"):
+    with pytest.raises(OutputError, match=r"sub-0002.*: is there"):
         write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("age", "+30")], force=True)
     with pytest.raises(OutputError, match=r"agePlus30_T1w.nii.gz: is there"):
         write_cohort(cohort, family, GRID_2MM, 2, seed=7, twins=[Change.parse("age", "+20")], force=True)
