@@ -25,6 +25,7 @@ from cftools.cli.bases import base_anatomies
 from cftools.methods import changed, integrate
 from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import Anatomy, template_anatomy
+from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM
@@ -33,10 +34,11 @@ from cftools.train.twin import TwinObjective, Twins
 
 BASE = {"velocity_mm": 4, "residual": True, "atlas": 8}
 VARIANTS: dict[str, dict] = {
-    "base: 4 mm, residual, field loss, atlas, IXI + MNI152, no repeats": {},
+    "base: 4 mm, residual, field and volume loss, atlas, IXI + MNI152, no repeats": {},
     "velocity at 8 mm": {"velocity_mm": 8},
     "no residual": {"residual": False},
     "no field loss": {"field_weight": 0.0},
+    "no volume loss": {"volume_weight": 0.0},
     "fixed cohort of 30 pairs": {"cohort": 30},
     "anatomy of the MNI152 average alone": {"anatomy": "template"},
     "anatomy of the IXI scans alone": {"anatomy": "ixi"},
@@ -112,17 +114,27 @@ def main() -> None:
         "MNI152": far_apart(Family(template, law, varied=True), 4244, options.n),
     }
     kept: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in anatomies}
+    spread = tuple(law.log_sd(name) for name in TARGETS)
     rows = []
     chosen = [int(n) for n in options.only.split(",")] if options.only else range(len(VARIANTS))
     for number in chosen:
         name, change = list(VARIANTS.items())[number]
-        settings = {**BASE, "field_weight": 1.0, "anatomy": "both", "cohort": 0, **change}
+        settings = {**BASE, "field_weight": 1.0, "volume_weight": 0.5, "anatomy": "both", "cohort": 0, **change}
         first = 0.2 if settings["anatomy"] == "both" else None
         family = Family(anatomies[settings["anatomy"]], law, varied=True, first=first)
         architecture = TwinArchitecture(2, (0,), **{key: settings[key] for key in BASE})
         twins = Twins(family, 0, settings["cohort"])
         cached = Cached(twins, kept[settings["anatomy"]])
-        objective = TwinObjective(architecture, cached, 0, settings["field_weight"], 0.0, {"variant": name})
+        objective = TwinObjective(
+            architecture,
+            cached,
+            0,
+            field_weight=settings["field_weight"],
+            volume_weight=settings["volume_weight"],
+            smooth_weight=0.0,
+            spread=spread,
+            data={"variant": name},
+        )
         with tempfile.TemporaryDirectory() as folder:
             schedule = Schedule(options.steps, learning_rate=1.5e-3, workers=0, save_every=options.steps, ema=0.98)
             network, _ = train(objective, schedule, Path(folder))

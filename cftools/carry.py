@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from cftools.prepare import Prepared, bounding_box
 
-_STILL = 1e-4  # voxels; what moves less is copied
-_PLANES = 16  # in a piece of work, to bound the memory
 #: A T1w intensity that only fluid has, as part of the median of the brain.
 FLUID = 0.4
+_STILL = 1e-4  # voxels; what moves less is copied
+_PLANES = 16  # in a piece of work, to bound the memory
 _SPLINE_REACH = 4  # voxels beyond the brain that its cubic B-spline needs, besides the displacement
 
 

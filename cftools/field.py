@@ -38,6 +38,17 @@ def resize(field: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.interpolate(field, size=tuple(shape), mode="trilinear", align_corners=False)
 
 
+def coarsen(field: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The field on a coarser grid that comes near it when brought back by `resize`, which a mean of voxels does not.
+
+    Three steps of u <- u + resize(field - resize(u)) from the mean.
+    """
+    coarse = resize(field, shape)
+    for _ in range(3):
+        coarse = coarse + resize(field - resize(coarse, tuple(field.shape[2:])), shape)
+    return coarse
+
+
 def warp(image: Tensor, displacement: Tensor, mode: str = "bilinear") -> Tensor:
     """I(y + u(y)) for image (B, C, ...) on u's box, sampled on the image's own grid or on u's if that is finer.
 

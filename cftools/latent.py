@@ -270,7 +270,7 @@ def _facts(metadata: Mapping[str, str], origin: Origin) -> LatentFacts:
     if text is None:
         what = "holds weights, not a latent" if "cftools" in metadata else "has no metadata of a latent"
         raise origin.refuse(what)
-    table = parse_json(text, origin)
+    table = parse_json(text, origin, "metadata")
     version = table.get("format") if isinstance(table, dict) else None
     if isinstance(version, int) and version > LATENT_FORMAT:
         raise LatentError(f"{origin.name}: written by a newer cftools (format {str(version)[:20]}): update cftools")

@@ -64,11 +64,12 @@ class FlowMethod:
         self._check(source, target)
         first, last = self.encode(source), self.encode(target)
         image = torch.from_numpy(prepared.image)[None, None].to(self.device)
-        shape = tuple(image.shape[2:])
         displacement, residual = integrate(self.network, image, first, last, steps)
         return Deformation(
-            field.resize(displacement, shape)[0].cpu().numpy(),
-            field.resize(residual, shape)[0].cpu().numpy() if self.network.architecture.residual else None,
+            displacement[0].cpu().numpy(),
+            field.resize(residual, tuple(image.shape[2:]))[0].cpu().numpy()
+            if self.network.architecture.residual
+            else None,
         )
 
     def encode(self, condition: Condition) -> Tensor:
@@ -88,18 +89,19 @@ class FlowMethod:
 def integrate(
     network: nn.Module, image: Tensor, source: Tensor, target: Tensor, steps: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Displacement (B, 3, ...) and residual (B, 2, ...) on the velocity grid; arguments as for TwinNet.
+    """Displacement (B, 3, ...) on the image's grid, residual (B, 2, ...) on the velocity's; arguments as for TwinNet.
 
     Args:
         steps: parts in which the condition moves; after each the network looks at what the scan has become.
     """
     velocity, residual = network(image, source, torch.lerp(source, target, 1 / steps))
-    displacement = field.exponential(velocity, 5)
+    shape = tuple(image.shape[2:])
+    displacement = field.resize(field.exponential(velocity, 5), shape)
     for step in range(1, steps):
         here, there = (torch.lerp(source, target, (step + k) / steps) for k in (0, 1))
         velocity, change = network(changed(image, displacement, residual), here, there)
         further = field.exponential(velocity, 5)
-        displacement = field.compose(displacement, further)
+        displacement = field.compose(displacement, field.resize(further, shape))  # at 4 mm much of a growth is lost
         offset, gain = field.warp(residual, further).split(1, dim=1)
         more, factor = change.split(1, dim=1)
         residual = torch.cat([offset * (1 + factor) + more, gain + factor + gain * factor], dim=1)

@@ -18,7 +18,7 @@ SUFFIX = ".safetensors"
 #: Bytes of a number, by type.
 _ITEM = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _ITEM |= {"I8": 1, "U8": 1, "BOOL": 1}
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _ENTRY = {"dtype", "shape", "data_offsets"}
 
 
@@ -47,28 +47,30 @@ class Origin:
     remedy: str
     error: type[CftoolsError]
 
-    def damaged(self, what: object) -> CftoolsError:
-        """The error for a file that is no longer what was written, with what shows it."""
-        return self.error(f"{self.name}: damaged ({' '.join(str(what).split())[:120]}): {self.remedy}")
+    def damaged(self, what: object, part: str = "") -> CftoolsError:
+        """The error for a file of which a part is no longer what was written, with what shows it."""
+        where = f"damaged {part}".rstrip()
+        return self.error(f"{self.name}: {where} ({' '.join(str(what).split())[:120]}): {self.remedy}")
 
     def refuse(self, what: str) -> CftoolsError:
         """The error for anything else, in a few words."""
         return self.error(f"{self.name}: {what}: {self.remedy}")
 
 
-def read_head(data: bytes, origin: Origin, largest: int) -> Head:
+def read_head(data: bytes, origin: Origin, largest: int, size: int | None = None) -> Head:
     """The checked head of a safetensors file.
 
     Args:
-        data: the whole file.
+        data: the whole file, or at least its head.
         origin: names the file in messages.
         largest: bytes of JSON that such a file can need.
+        size: bytes of the whole file, where data are not all of it.
     Raises:
         origin.error: no safetensors; cut short, or longer than it says; tensors that overlap, leave gaps, come
             twice, have odd names or more numbers than bytes. One line.
     """
     length = int.from_bytes(data[:8], "little")
-    rest = len(data) - 8 - length
+    rest = (len(data) if size is None else size) - 8 - length
     if rest < 0 or data[8:9] != b"{":
         raise origin.refuse(_diagnosis(data))
     if length > largest:
@@ -95,8 +97,8 @@ def read_head(data: bytes, origin: Origin, largest: int) -> Head:
     return Head(tensors, metadata)
 
 
-def parse_json(text: str, origin: Origin) -> Any:
-    """JSON in which no key comes twice.
+def parse_json(text: str, origin: Origin, part: str = "") -> Any:
+    """JSON in which no key comes twice; which part of the file it is, for the message.
 
     Raises:
         origin.error: it is none, or too deep.
@@ -104,12 +106,12 @@ def parse_json(text: str, origin: Origin) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise origin.damaged(error) from None
+        raise origin.damaged(error, part) from None
 
 
 def _place(name: str, entry: object, origin: Origin) -> tuple[Place, int]:
     """Type, shape and first byte of a tensor, and its last, counted from the end of the head."""
-    if not _TENSOR_NAME.fullmatch(name):
+    if not TENSOR_NAME.fullmatch(name):
         raise origin.refuse(f"{name[:60]!r} cannot name a tensor")
     if not isinstance(entry, dict) or entry.keys() != _ENTRY:
         raise origin.damaged(f"tensor {name} has no place")

@@ -16,32 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cftools.condition import Variable
 from cftools.errors import OutputError, WeightsError
+from cftools.facts import GridFacts
 from cftools.schema import FrozenMapping, plain, read
+from cftools.tensorfile import SUFFIX, TENSOR_NAME, Head, Origin, parse_json, read_head
 
 if TYPE_CHECKING:
     import torch
 
 #: Version of the metadata; a file with a higher one was written by a newer cftools.
 FORMAT = 1
-SUFFIX = ".safetensors"
 INDEX = "index.toml"
 METADATA_KEY = "cftools"
 #: Names and shapes of ten thousand tensors need a tenth of this; what is longer is not one of ours.
 LARGEST_HEADER = 8 << 20
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-_ROW = tuple[float, float, float, float]
-_HEADER_ENTRY = {"dtype", "shape", "data_offsets"}
-
-
-@dataclass(frozen=True)
-class GridFacts:
-    """The grid that the network works on: voxels, and (4, 4) voxel indices -> MNI152 millimetres (RAS)."""
-
-    name: str
-    shape: tuple[int, ...]
-    affine: tuple[_ROW, _ROW, _ROW, _ROW]
 
 
 @dataclass(frozen=True)
@@ -180,7 +169,7 @@ def load(name_or_path: str | Path, expect: str | None = None, folder: Path | Non
     sha256 = hashlib.sha256(data).hexdigest()
     if entry and (entry.sha256, entry.size) != (sha256, len(data)):
         raise WeightsError(f"{path}: its sha256 is not the one in the index: reinstall cftools")
-    facts = _facts(path, _header(path, data, len(data)))
+    facts = _facts(path, read_head(data, _origin(path), LARGEST_HEADER))
     if expect is not None and facts.architecture != expect:
         raise WeightsError(f"{path}: holds a {facts.architecture} network where a {expect} one is needed")
     try:
@@ -202,7 +191,8 @@ def facts_of(name_or_path: str | Path, folder: Path | None = None) -> Facts:
         WeightsError: missing, no safetensors, or without facts.
     """
     path, _ = locate(name_or_path, folder)
-    return _facts(path, _header(path, _bytes(path, 8 + LARGEST_HEADER), path.stat().st_size))
+    head = read_head(_bytes(path, 8 + LARGEST_HEADER), _origin(path), LARGEST_HEADER, path.stat().st_size)
+    return _facts(path, head)
 
 
 def verify(name: str, folder: Path | None = None) -> Entry:
@@ -246,7 +236,7 @@ def save(
         raise OutputError(f"{path}: weights are {SUFFIX} files: give it that ending")
     stored = {}
     for name, tensor in tensors.items():
-        if not _TENSOR_NAME.fullmatch(name):
+        if not TENSOR_NAME.fullmatch(name):
             raise WeightsError(f"{path}: {name!r} cannot name a tensor")
         tensor = tensor.detach().cpu()
         if tensor.is_floating_point():
@@ -307,64 +297,19 @@ def _bytes(path: Path, most: int = -1) -> bytes:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _header(path: Path, data: bytes, size: int) -> dict[str, Any]:
-    """The head of a safetensors file: u64 length, then JSON with type, shape and place of each tensor."""
-    length = int.from_bytes(data[:8], "little")
-    if length > size - 8 or data[8:9] != b"{":
-        raise WeightsError(f"{path}: {_diagnosis(data)}")
-    if length > LARGEST_HEADER:
-        raise WeightsError(f"{path}: its metadata claim {length} bytes, more than any weights need")
-    try:
-        header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: damaged ({_line(error)}): get the file anew") from None
-    end = 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if not _TENSOR_NAME.fullmatch(name):
-            raise WeightsError(f"{path}: {name[:60]!r} cannot name a tensor")
-        offsets = entry["data_offsets"] if isinstance(entry, dict) and entry.keys() == _HEADER_ENTRY else None
-        if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
-            raise WeightsError(f"{path}: damaged (tensor {name} has no place): get the file anew")
-        end = max(end, offsets[1])
-    if end != size - 8 - length:
-        what = "cut short" if end > size - 8 - length else "has bytes after its end"
-        raise WeightsError(f"{path}: {what}: get the file anew")
-    return header
+def _origin(path: Path) -> Origin:
+    return Origin(str(path), "get the file anew", WeightsError)
 
 
-def _diagnosis(data: bytes) -> str:
-    """What a file is that does not begin as safetensors do."""
-    if not data:
-        return "is empty: get the file anew"
-    if data.startswith(b"PK\x03\x04") or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05"):
-        return f"is a pickle or zip, as torch.save writes, and is not opened: weights are {SUFFIX} files"
-    if data.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the file itself: run git lfs pull"
-    return "is cut short, or no safetensors file: get the file anew"
-
-
-def _facts(path: Path, header: dict[str, Any]) -> Facts:
-    metadata = header.get("__metadata__")
-    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
-    if not isinstance(text, str):
+def _facts(path: Path, head: Head) -> Facts:
+    text = head.metadata.get(METADATA_KEY)
+    if text is None:
         raise WeightsError(f"{path}: no cftools metadata in it: it was not written by cftools")
-    try:
-        table = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: damaged metadata ({_line(error)}): get the file anew") from None
+    table = parse_json(text, _origin(path), "metadata")
     version = table.get("format") if isinstance(table, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise WeightsError(f"{path}: written by a newer cftools (format {version}): update cftools")
     return read(Facts, table, f"{path}: metadata", WeightsError)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key comes twice")
-    return table
 
 
 def _toml(value: Any) -> str:

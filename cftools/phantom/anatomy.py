@@ -184,7 +184,7 @@ def structures(tissues: np.ndarray, cranium: np.ndarray, deep: np.ndarray) -> np
     fluid, grey, white = tissues
     side = np.abs(x)
     ventricle = _lateral_ventricles(fluid, cranium)
-    third = (side < 6) & (y > -34) & (y < 12) & (z > -16) & (z < 9)
+    third = (side < 5) & _third_ventricle(y, z)
     sylvian = (side > 27) & (side < 62) & (y > -46) & (y < 30) & (z > -16) & (z < 24)
 
     # Fluid around the brain stem and cerebellum, and in the middle of the base, ages little.
@@ -243,6 +243,13 @@ def _coordinates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for axis, (n, start) in enumerate(zip(GRID_1MM.shape, GRID_1MM.affine[:3, 3], strict=True))
     )
     return x, y, z
+
+
+def _third_ventricle(y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Where the third ventricle lies in the midsagittal plane, between its roof and its sloping floor."""
+    floor = np.interp(y.ravel(), [-28, -22, -15, -9, -4, 4], [-4, -6, -7.5, -11, -16, -16]).reshape(y.shape)
+    roof = np.interp(y.ravel(), [-28, -16, 4], [7, 8, 5]).reshape(y.shape)
+    return (y > -28) & (y < 5) & (z > floor) & (z < roof)
 
 
 def _lateral_ventricles(fluid: np.ndarray, cranium: np.ndarray) -> np.ndarray:

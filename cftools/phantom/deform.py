@@ -54,12 +54,14 @@ class Knobs:
         fields: (8, 3, *FIELD_SHAPE), millimetres for a unit of log volume.
         divergence: (8, *FIELD_SHAPE), theirs.
         regions: (8, X, Y, Z) fractions of TARGETS at 2 mm.
+        cranium: (X, Y, Z) bool, where there is anything.
         energy: (8, 8), mean product of the fields i and j in the cranium, mm2.
     """
 
     fields: Tensor
     divergence: Tensor
     regions: Tensor
+    cranium: Tensor
     energy: Tensor
 
     @classmethod
@@ -80,7 +82,7 @@ class Knobs:
         # Scaled so that one unit is one unit of log volume.
         fields = fields / _response(regions, _divergence(fields)).diagonal().view(-1, 1, 1, 1, 1)
         energy = torch.einsum("icxyz,jcxyz->ij", fields, fields) / inside.sum()
-        return cls(fields, _divergence(fields), regions, energy)
+        return cls(fields, _divergence(fields), regions, anatomy.regions[0].sum(0) > 0, energy)
 
     def velocity(self, amounts: Tensor) -> Tensor:
         """The knobs' sum, (1, 3, *FIELD_SHAPE)."""
@@ -88,7 +90,14 @@ class Knobs:
 
     def grown(self, amounts: Tensor) -> Tensor:
         """The regions after the knobs were turned, pulled back as the image will be; (8, X, Y, Z)."""
-        return field.warp(self.regions[None], field.exponential(-self.velocity(amounts)))[0]
+        shape = tuple(self.regions.shape[1:])
+        points = field.identity(shape) + field.resize(field.exponential(-self.velocity(amounts)), shape)[0]
+        after = torch.zeros_like(self.regions)
+        # Nothing passes the skull, and two thirds of the box lie outside.
+        after[:, self.cranium] = field.sample(self.regions[None], points[None, :, self.cranium, None, None])[
+            0, ..., 0, 0
+        ]
+        return after
 
     def solve(self, log_ratios: Tensor, iterations: int = 4) -> Tensor:
         """Amounts under which the targets grow by their log ratios, as nearly as a gentle field allows.

@@ -27,6 +27,7 @@ from cftools.phantom.deform import (
     random_displacement,
 )
 from cftools.phantom.law import AgeingLaw
+from cftools.prepare import GRID_2MM
 
 #: Smoothness and size, mm, of what makes one head another: two scales of random velocity.
 IDENTITY_SCALES = ((32.0, 2.5), (14.0, 0.6))
@@ -68,6 +69,12 @@ class Subject:
             dtype=torch.float32,
         )
 
+    @cached_property
+    def cranium(self) -> Tensor:
+        """The inside of the skull, (1, 1, X, Y, Z) in 0..1 on the anatomy's grid; the same at every age."""
+        whole = self.anatomy.tissues.sum(1, keepdim=True)
+        return field.sample(whole, _points(self.anatomy, self.to_base))
+
     def at(self, age: float) -> Aged:
         """The subject at an age."""
         return Aged(self, age, self.knobs.velocity(self.knobs.solve(self.log_ratios(age))))
@@ -87,21 +94,24 @@ class Aged:
 
     @cached_property
     def displacement(self) -> Tensor:
-        """Pull-back from this subject at this age to the base anatomy, (1, 3, *FIELD_SHAPE)."""
-        return field.compose(field.exponential(-self.velocity), self.subject.to_base)
+        """Pull-back from this subject at this age to the base anatomy, (1, 3, *GRID_2MM.shape), millimetres.
+
+        At 2 mm: every interpolation at 4 mm takes its share of the growth.
+        """
+        return field.compose(field.exponential(-self.velocity), _fine(self.subject.to_base))
 
     @cached_property
     def inverse(self) -> Tensor:
-        """Pull-back from the base anatomy to this subject."""
-        return field.compose(self.subject.from_base, field.exponential(self.velocity))
+        """Pull-back from the base anatomy to this subject, (1, 3, *GRID_2MM.shape)."""
+        return field.compose(self.subject.from_base, _fine(field.exponential(self.velocity)))
 
     def image(self) -> Tensor:
         """The T1w image, (1, 1, X, Y, Z) on the anatomy's grid."""
         subject = self.subject
-        points = self._points(self.displacement)
+        points = _points(subject.anatomy, self.displacement)
         tissues = field.sample(subject.anatomy.tissues, points)
         # The skull holds still: what a smooth field leaves open at its inside is fluid, what it pushes out is cut.
-        cranium = self._cranium()
+        cranium = subject.cranium
         missing = (cranium - tissues.sum(1, keepdim=True)).clamp(0, 1)
         tissues = torch.cat([tissues[:, :1] + missing, tissues[:, 1:]], dim=1) * (cranium > 0.5)
         texture = field.sample(subject.scanner.texture, points)
@@ -110,15 +120,15 @@ class Aged:
 
     def strip(self) -> Tensor:
         """1 where skull-stripping keeps the image, (1, 1, X, Y, Z)."""
-        kept = self._cranium() > 0.5
+        kept = self.subject.cranium > 0.5
         if self.subject.scanner.tight:
-            kept &= field.sample(self.subject.anatomy.strip, self._points(self.displacement)) > 0.5
+            kept &= field.sample(self.subject.anatomy.strip, _points(self.subject.anatomy, self.displacement)) > 0.5
         return kept.float()
 
     def labels(self) -> Tensor:
         """Structure labels, (X, Y, Z) uint8: 1 + index in STRUCTURES, 0 outside."""
         labels = torch.from_numpy(self.subject.anatomy.labels.astype(np.float32))[None, None]
-        moved = field.sample(labels, self._points(self.displacement), mode="nearest")
+        moved = field.sample(labels, _points(self.subject.anatomy, self.displacement), mode="nearest")
         return moved[0, 0].to(torch.uint8)
 
     def volumes(self) -> dict[str, float]:
@@ -127,17 +137,18 @@ class Aged:
         return {name: float(total) for name, total in zip(STRUCTURES, totals, strict=True)}
 
     def to(self, other: Aged) -> Tensor:
-        """The true displacement that turns this image into the one at another age, (1, 3, *FIELD_SHAPE)."""
+        """The true displacement that turns this image into the one at another age, (1, 3, *GRID_2MM.shape)."""
         return field.compose(self.inverse, other.displacement)
 
-    def _cranium(self) -> Tensor:
-        """The inside of the skull, (1, 1, X, Y, Z) in 0..1; the same at every age."""
-        whole = self.subject.anatomy.tissues.sum(1, keepdim=True)
-        return field.sample(whole, self._points(self.subject.to_base))
 
-    def _points(self, displacement: Tensor) -> Tensor:
-        shape = tuple(self.subject.anatomy.tissues.shape[2:])
-        return field.identity(shape)[None] + field.resize(displacement, shape)
+def _points(anatomy: Anatomy, displacement: Tensor) -> Tensor:
+    """Where the voxels of the anatomy's grid come from, (1, 3, X, Y, Z), millimetres."""
+    shape = tuple(anatomy.tissues.shape[2:])
+    return field.identity(shape)[None] + field.resize(displacement, shape)
+
+
+def _fine(displacement: Tensor) -> Tensor:
+    return field.resize(displacement, GRID_2MM.shape)
 
 
 class Family:

@@ -17,6 +17,7 @@ from cftools.errors import PresetError, UsageError
 from cftools.nets.regressor import RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import TEMPLATE, Anatomy
+from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, Grid
@@ -63,9 +64,10 @@ def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchite
 def _twin_objective(
     recipe: Recipe, architecture: TwinArchitecture, family: Family, seed: int, data: dict[str, Any]
 ) -> Objective:
-    losses = {"field": 0.0, "smooth": 0.0, **recipe.losses}
+    losses = {"field": 0.0, "volume": 0.0, "smooth": 0.0, **recipe.losses}
     twins = Twins(family, seed, int(recipe.data.get("cohort", 0)))
-    return TwinObjective(architecture, twins, seed, losses["field"], losses["smooth"], data)
+    spread = tuple(family.law.log_sd(name) for name in TARGETS)
+    return TwinObjective(architecture, twins, seed, losses["field"], losses["volume"], losses["smooth"], spread, data)
 
 
 def _reader_architecture(recipe: Recipe, conditions: Sequence[str]) -> RegressorArchitecture:
@@ -79,7 +81,7 @@ def _reader_objective(
 
 
 OBJECTIVES = {
-    "twin": Kind(CHANGEABLE, False, ("field", "smooth"), _twin_architecture, _twin_objective, VARIABLES),
+    "twin": Kind(CHANGEABLE, False, ("field", "volume", "smooth"), _twin_architecture, _twin_objective, VARIABLES),
     "reader": Kind(("age",), True, (), _reader_architecture, _reader_objective, {"age": VARIABLES["age"]}),
 }
 
