@@ -171,7 +171,7 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut in the tensors": (lambda data: data[:-1], "cut short"),
     "trailing byte": (lambda data: data + b"\0", "bytes after its end"),
     "length beyond the file": (lambda data: (2**63).to_bytes(8, "little") + data[8:], "cut short"),
-    "metadata huge": (huge_metadata, "more than any weights need"),
+    "metadata huge": (huge_metadata, "more than any such file needs"),
     "pickle": (lambda data: pickle.dumps({"a": 1}), "a pickle or zip"),
     "Git LFS pointer": (
         lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
