@@ -13,6 +13,7 @@ from typing import Literal
 
 from cftools.condition import Condition, Value
 from cftools.errors import ConditionError
+from cftools.schema import FrozenMapping
 
 #: Version of a latent's metadata; a file with a higher one was written by a newer cftools.
 LATENT_FORMAT = 1
@@ -81,6 +82,31 @@ class SpaceFacts:
     def latent_shape(self) -> tuple[int, ...]:
         """(C, *sides) of a latent."""
         return self.channels, *(side // self.factor for side in self.padded)
+
+
+@dataclass(frozen=True)
+class DiffusionFacts:
+    """What a denoiser was trained to say, and in which space.
+
+    Attributes:
+        path: by name, with its settings: `diffusion.path.make_path(path, **settings)`.
+        prediction: what the network says.
+        learned_variance: it says a log-variance too.
+        clip: range of training images that x_0 keeps to, low and high; empty for none.
+        space: sha256 of the weights of its space; empty where the space has none.
+    """
+
+    path: str
+    prediction: Literal["eps", "x0", "v", "flow"]
+    settings: Mapping[str, float] = FrozenMapping()
+    learned_variance: bool = False
+    clip: tuple[float, ...] = ()
+    space: str = ""
+
+    def __post_init__(self) -> None:
+        _require(len(self.clip) in (0, 2), "clip must be empty, or low and high")
+        _require(len(self.clip) == 0 or self.clip[0] < self.clip[1], "clip must have low below high")
+        _require(not self.space or _DIGEST.fullmatch(self.space) is not None, "space must be 64 hexadecimal digits")
 
 
 @dataclass(frozen=True)

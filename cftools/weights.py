@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cftools.condition import Variable
 from cftools.errors import OutputError, WeightsError
-from cftools.facts import GridFacts
+from cftools.facts import DiffusionFacts, GridFacts, SpaceFacts
 from cftools.schema import FrozenMapping, plain, read
 from cftools.tensorfile import SUFFIX, TENSOR_NAME, Head, Origin, parse_json, read_head
 
@@ -60,6 +60,7 @@ class Facts:
         intensity: the normalisation of its input, by the name `prepare` has for it.
         scores: how well it does, by name; "mean_absolute_error" of a model that reads a variable off a scan.
         licence: of these weights, as an SPDX name.
+        space: what an autoencoder encodes to, or a denoiser works in; diffusion: what a denoiser says. Else None.
     """
 
     architecture: str
@@ -72,6 +73,8 @@ class Facts:
     licence: str
     scores: Mapping[str, float] = FrozenMapping()
     skull_stripped: bool = True
+    space: SpaceFacts | None = None
+    diffusion: DiffusionFacts | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:

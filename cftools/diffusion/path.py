@@ -8,7 +8,7 @@ no tables of its own: every formula below takes both ends of a move, and the var
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -136,6 +136,12 @@ def make_path(name: str, **settings: float) -> Path:
     if name == "rectified-flow":
         return RectifiedFlow(**settings)
     return VariancePreserving(name, **settings)  # type: ignore[arg-type]  # checked: it is one of PATHS
+
+
+def describe(path: Path) -> tuple[str, dict[str, float]]:
+    """The name and the settings that `make_path` makes it of again."""
+    settings = asdict(path)  # type: ignore[call-overload]  # every path is a dataclass
+    return settings.pop("schedule", "rectified-flow"), settings
 
 
 def log_snr(path: Path, t: float) -> float:

@@ -17,7 +17,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cftools.errors import CftoolsError, OutputError, UsageError
+from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.volume import write_atomic
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a training ends with.
+
+    Attributes:
+        network: what is kept; a critic, say, is not.
+        space, diffusion: facts of it that only now are known.
+    """
+
+    network: nn.Module
+    space: SpaceFacts | None = None
+    diffusion: DiffusionFacts | None = None
 
 
 class Objective(Protocol):
@@ -34,6 +49,9 @@ class Objective(Protocol):
 
     def description(self) -> dict[str, Any]:
         """Plain values that decide the result; a run resumes only under the same ones."""
+
+    def product(self, network: nn.Module) -> Product:
+        """What is kept of the trained network, and what training fixed of it."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from cftools.nets.regressor import Regressor, RegressorArchitecture
 from cftools.phantom.twins import Family
+from cftools.train.loop import Product
 from cftools.train.twin import AGES, normalised, scaled_age
 
 #: Subjects in one step, each at two ages.
@@ -86,6 +87,9 @@ class ReaderObjective:
 
     def description(self) -> dict[str, Any]:
         return {"architecture": asdict(self.architecture), "seed": self.seed, "data": self.data}
+
+    def product(self, network: nn.Module) -> Product:
+        return Product(network)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         error = (network(item["image"]) - item["value"]).abs().mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,22 +35,46 @@ CHANGEABLE = ("age",)
 
 
 @dataclass(frozen=True)
+class Job:
+    """One training: a recipe, for conditions, on a family's subjects.
+
+    Attributes:
+        losses, data: the recipe's tables with what holds unless they say otherwise.
+        record: what decides the data, for the run's settings.
+    """
+
+    recipe: Recipe
+    conditions: tuple[str, ...]
+    family: Family
+    seed: int
+    losses: Mapping[str, float]
+    data: Mapping[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def cohort(self) -> int:
+        """Number of different subjects before they repeat."""
+        return int(self.data["cohort"])
+
+
+@dataclass(frozen=True)
 class Kind:
     """What can be trained.
 
     Attributes:
         conditions: names it may learn; alone: only one of them.
-        losses: keys of the recipe's table that it knows.
+        losses, data: keys of the recipe's tables that it knows, and what holds without them.
         architecture: of the recipe, for the conditions named.
-        objective: of that architecture, on a family's subjects.
+        objective: of that architecture.
         variables: what its network is told or tells.
     """
 
     conditions: tuple[str, ...]
     alone: bool
-    losses: tuple[str, ...]
+    losses: Mapping[str, float]
+    data: Mapping[str, Any]
     architecture: Callable[[Recipe, Sequence[str]], Any]
-    objective: Callable[[Recipe, Any, Family, int, dict[str, Any]], Objective]
+    objective: Callable[[Job, Any], Objective]
     variables: Mapping[str, Variable]
 
 
@@ -61,28 +85,123 @@ def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchite
     return _architecture(TwinArchitecture, recipe, variables=len(order), changes=changes)
 
 
-def _twin_objective(
-    recipe: Recipe, architecture: TwinArchitecture, family: Family, seed: int, data: dict[str, Any]
-) -> Objective:
-    losses = {"field": 0.0, "volume": 0.0, "smooth": 0.0, **recipe.losses}
-    twins = Twins(family, seed, int(recipe.data.get("cohort", 0)))
-    spread = tuple(family.law.log_sd(name) for name in TARGETS)
-    return TwinObjective(architecture, twins, seed, losses["field"], losses["volume"], losses["smooth"], spread, data)
+def _twin_objective(job: Job, architecture: TwinArchitecture) -> Objective:
+    return TwinObjective(
+        architecture,
+        Twins(job.family, job.seed, job.cohort),
+        job.seed,
+        field_weight=job.losses["field"],
+        volume_weight=job.losses["volume"],
+        smooth_weight=job.losses["smooth"],
+        spread=tuple(job.family.law.log_sd(name) for name in TARGETS),
+        data=job.record,
+    )
 
 
 def _reader_architecture(recipe: Recipe, conditions: Sequence[str]) -> RegressorArchitecture:
     return _architecture(RegressorArchitecture, recipe)
 
 
-def _reader_objective(
-    recipe: Recipe, architecture: RegressorArchitecture, family: Family, seed: int, data: dict[str, Any]
-) -> Objective:
-    return ReaderObjective(architecture, AgedBrains(family, seed, int(recipe.data.get("cohort", 0))), seed, data)
+def _reader_objective(job: Job, architecture: RegressorArchitecture) -> Objective:
+    return ReaderObjective(architecture, AgedBrains(job.family, job.seed, job.cohort), job.seed, job.record)
 
+
+def _autoencoder_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
+    from cftools.nets.autoencoder import AutoencoderArchitecture  # MONAI takes seconds to import
+
+    return _architecture(AutoencoderArchitecture, recipe)
+
+
+def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
+    from cftools.train.autoencoder import AutoencoderObjective, Patches
+    from cftools.train.images import Scans
+
+    images = Scans(job.family, job.seed)
+    patches = Patches(images.image, job.seed, job.cohort, int(job.data["patch"]), int(job.data["patches"]))
+    return AutoencoderObjective(
+        architecture, patches, images.image, GRID_2MM.shape, job.seed, dict(job.losses), job.record
+    )
+
+
+def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
+    from cftools.nets.unet import UNetArchitecture
+
+    space = weights.facts_of(str(recipe.data.get("space", ""))).space
+    if space is None:
+        raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
+    return _architecture(
+        UNetArchitecture, recipe, inputs=space.channels, outputs=space.channels, variables=len(conditions)
+    )
+
+
+def _diffusion_objective(job: Job, architecture: Any) -> Objective:
+    from cftools.diffusion.path import make_path
+    from cftools.train.diffusion import DiffusionObjective, Latents
+    from cftools.train.images import Encoder, Scans
+
+    encoder = Encoder.of(str(job.data["space"]))
+    scans = Scans(job.family, job.seed, ages=int(job.data["ages"]))
+    latents = Latents(
+        lambda number: encoder.latents(scans, number, {name: VARIABLES[name] for name in job.conditions}),
+        job.seed,
+        job.cohort,
+        int(job.data["latents"]),
+        int(job.data["joining"]),
+    )
+    return DiffusionObjective(
+        architecture,
+        latents,
+        make_path(str(job.data["path"])),
+        job.data["prediction"],
+        float(job.data["dropout"]),
+        job.seed,
+        job.record,
+        encoder.facts,
+        encoder.sha256,
+    )
+
+
+#: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
+_SUBJECTS = {"cohort": 0, "template": None}
 
 OBJECTIVES = {
-    "twin": Kind(CHANGEABLE, False, ("field", "volume", "smooth"), _twin_architecture, _twin_objective, VARIABLES),
-    "reader": Kind(("age",), True, (), _reader_architecture, _reader_objective, {"age": VARIABLES["age"]}),
+    "twin": Kind(
+        CHANGEABLE,
+        False,
+        {"field": 0.0, "volume": 0.0, "smooth": 0.0},
+        _SUBJECTS,
+        _twin_architecture,
+        _twin_objective,
+        VARIABLES,
+    ),
+    "reader": Kind(("age",), True, {}, _SUBJECTS, _reader_architecture, _reader_objective, {"age": VARIABLES["age"]}),
+    "autoencoder": Kind(
+        (),
+        False,
+        {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
+        {**_SUBJECTS, "patch": 64, "patches": 2},
+        _autoencoder_architecture,
+        _autoencoder_objective,
+        {},
+    ),
+    "diffusion": Kind(
+        tuple(VARIABLES),
+        False,
+        {},
+        {
+            **_SUBJECTS,
+            "space": "",
+            "ages": 3,
+            "latents": 8,
+            "joining": 1,
+            "path": "scaled-linear",
+            "prediction": "eps",
+            "dropout": 0.1,
+        },
+        _diffusion_architecture,
+        _diffusion_objective,
+        VARIABLES,
+    ),
 }
 
 
@@ -101,14 +220,18 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
         raise PresetError("training: the objective fixes what a step holds; give steps, and neither epochs nor batch")
     for name in conditions:
         if name not in kind.conditions:
-            raise UsageError(f"--condition {name}: the simulator can change {', '.join(kind.conditions)}")
+            able = ", ".join(kind.conditions) or "none"
+            raise UsageError(f"--condition {name}: a {recipe.objective} can learn {able}")
     if len(set(conditions)) != len(conditions) or (kind.alone and len(conditions) != 1):
         raise UsageError(f"--condition {','.join(conditions)}: each once, and for a {recipe.objective} of one")
     _known(recipe.losses, kind.losses, "losses")
-    _known(recipe.data, ("cohort", "template"), "data")
-    cohort, share = recipe.data.get("cohort", 0), recipe.data.get("template", 0.0)
-    if isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 0:
-        raise PresetError(f"data.cohort: {cohort!r} is no number of subjects")
+    _known(recipe.data, kind.data, "data")
+    for name, usual in kind.data.items():
+        if isinstance(usual, int):
+            value = recipe.data.get(name, usual)
+            if isinstance(value, bool) or not isinstance(value, int) or value < min(usual, 1):
+                raise PresetError(f"data.{name}: {value!r} is no number of {name}")
+    share = recipe.data.get("template", 0.0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise PresetError(f"data.template: {share!r} is no share between 0 and 1")
     return kind.architecture(recipe, conditions)
@@ -143,7 +266,7 @@ def run(
     architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
     names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
     initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
-    data = {
+    record = {
         "initial": initial.sha256 if initial else "",
         "anatomies": names,
         "law": _law_digest(law),
@@ -152,7 +275,9 @@ def run(
     }
     share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
     family = Family(anatomies, law, varied=True, first=share)
-    objective = kind.objective(recipe, architecture, family, seed, data)
+    losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
+    job = Job(recipe, tuple(conditions), family, seed, losses, data, record)
+    objective = kind.objective(job, architecture)
     training = recipe.training
     schedule = Schedule(
         steps=training.steps,
@@ -161,7 +286,8 @@ def run(
         ema=training.ema,
         workers=workers,
     )
-    network, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
+    trained, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
+    product = objective.product(trained)
     facts = weights.Facts(
         architecture=recipe.network.architecture,
         architecture_arguments=asdict(architecture),
@@ -171,13 +297,15 @@ def run(
         intensity="brain-percentile",
         training=weights.TrainingFacts(command, source, seed, schedule.steps, round(seconds, 1), date),
         licence=licence,
+        space=product.space,
+        diffusion=product.diffusion,
     )
     path = out / "weights.safetensors"
-    weights.save(path, network.state_dict(), facts, force=True)
+    weights.save(path, product.network.state_dict(), facts, force=True)
     return path
 
 
-def _known(given: Mapping[str, Any], known: tuple[str, ...], table: str) -> None:
+def _known(given: Mapping[str, Any], known: Collection[str], table: str) -> None:
     for name in given:
         if name not in known:
             raise PresetError(f"{table}.{name}: this objective knows {', '.join(known) or 'nothing there'}")

@@ -18,6 +18,7 @@ from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.deform import FIELD_SHAPE, TARGETS
 from cftools.phantom.twins import Aged, Family, Subject
 from cftools.prepare import intensity_scale
+from cftools.train.loop import Product
 
 #: Share of training pairs whose sex is withheld, so that the flow also works where it is not known.
 UNKNOWN_SEX = 0.3
@@ -153,6 +154,9 @@ class TwinObjective:
             "spread": list(self.spread),
             "data": self.data,
         }
+
+    def product(self, network: nn.Module) -> Product:
+        return Product(network)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         velocity, residual = network(item["image"], item["source"], item["goal"])

@@ -1,0 +1,123 @@
+"""Training a denoiser on latents of simulated subjects, made once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from cftools.diffusion.denoiser import Prediction, target
+from cftools.diffusion.path import Path, describe, noised
+from cftools.facts import DiffusionFacts, SpaceFacts
+from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.schema import FrozenMapping
+from cftools.train.loop import Product
+
+#: Latents by number: mean and std, (N, C, *sides) each, and the condition of each, (N, V), nan where unknown.
+Encoded = Callable[[int], dict[str, Tensor]]
+
+
+class Latents(Dataset[dict[str, Tensor]]):
+    """Item i holds `batch` latents, drawn anew from N(mean, std), with their conditions.
+
+    Every step meets all whom the cohort has so far; new subjects join it until it is full.
+
+    Args:
+        encoded: a subject's latents at some ages; the same number always gives the same.
+        seed: of the draws.
+        cohort: number of different subjects, kept in memory in half precision.
+        joining: subjects that join at each step.
+    """
+
+    def __init__(self, encoded: Encoded, seed: int, cohort: int, batch: int, joining: int = 1) -> None:
+        self.encoded, self.seed, self.cohort, self.batch, self.joining = encoded, seed, cohort, batch, joining
+        self._made: dict[int, dict[str, Tensor]] = {}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng([self.seed, 7, index])
+        known = min(self.cohort, (index + 1) * self.joining)
+        fresh = range(known - self.joining, known) if known == (index + 1) * self.joining else range(0)
+        numbers = [*fresh, *(int(n) for n in random.integers(known, size=max(self.batch - len(fresh), 0)))]
+        rows = []
+        for number in numbers[: self.batch]:
+            subject = self._subject(number)
+            row = int(random.integers(len(subject["mean"])))
+            rows.append({name: values[row].float() for name, values in subject.items()})
+        item = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        draws = torch.from_numpy(random.standard_normal(tuple(item["mean"].shape), dtype=np.float32))
+        return {"latent": item["mean"] + item["std"] * draws, "context": item["context"]}
+
+    def _subject(self, number: int) -> dict[str, Tensor]:
+        if number not in self._made:
+            made = self.encoded(number)
+            self._made[number] = {**made, "mean": made["mean"].half(), "std": made["std"].half()}
+        return self._made[number]
+
+
+@dataclass(frozen=True)
+class DiffusionObjective:
+    """Mean squared error of the prediction: Ho et al. 2020, eq. 14, for eps; its like for x0, v and flow.
+
+    Attributes:
+        dropout: share of items whose condition is withheld, whole, so that the null is learned.
+        space, space_sha256: of the latents, and of the weights that made them.
+    """
+
+    architecture: UNetArchitecture
+    latents: Dataset[dict[str, Tensor]]
+    path: Path
+    prediction: Prediction
+    dropout: float
+    seed: int
+    data: dict[str, Any]
+    space: SpaceFacts
+    space_sha256: str = ""
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return UNet(self.architecture)
+
+    def dataset(self) -> Dataset[dict[str, Tensor]]:
+        return self.latents
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "architecture": asdict(self.architecture),
+            "path": repr(self.path),
+            "prediction": self.prediction,
+            "dropout": self.dropout,
+            "seed": self.seed,
+            "data": self.data,
+        }
+
+    def product(self, network: nn.Module) -> Product:
+        name, settings = describe(self.path)
+        facts = DiffusionFacts(name, self.prediction, FrozenMapping(settings), space=self.space_sha256)
+        return Product(network, self.space, facts)
+
+    def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        clean, context = item["latent"], item["context"]
+        count = len(clean)
+        # One time in each of B equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
+        times = (torch.arange(count) + torch.rand(count)) / count
+        if self.path.times:
+            times = (times * self.path.times).ceil().clamp(1, self.path.times) / self.path.times
+        pairs = [self.path.at(float(t)) for t in times]
+        told = torch.tensor([self.path.network_time(float(t)) for t in times], device=clean.device)
+        withheld = torch.rand(count, device=clean.device) < self.dropout
+        context = torch.where(withheld[:, None], torch.nan, context)
+        eps = torch.randn_like(clean)
+        said = network(noised(self.path, clean, eps, times), told, context)
+        wanted = torch.stack(
+            [
+                target(self.prediction, x0, noise, alpha, sigma)
+                for x0, noise, (alpha, sigma) in zip(clean, eps, pairs, strict=True)
+            ]
+        )
+        return {"loss": functional.mse_loss(said.float(), wanted)}

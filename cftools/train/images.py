@@ -1,0 +1,94 @@
+"""Simulated scans to train on, and their latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cftools import weights
+from cftools.condition import Condition, Variable
+from cftools.facts import SpaceFacts
+from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
+from cftools.phantom.twins import Aged, Family
+from cftools.schema import plain
+from cftools.space import Space, VaeSpace
+from cftools.train.twin import AGES, normalised
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Simulated subjects by number, each at some ages of its own; the same number always gives the same.
+
+    Attributes:
+        family: where subjects come from; seed: of the draws; ages: how many of each subject.
+    """
+
+    family: Family
+    seed: int
+    ages: int = 1
+
+    def subject(self, number: int) -> list[Aged]:
+        """A subject at its ages, drawn evenly over AGES."""
+        drawn = np.random.default_rng([self.seed, 8, number]).uniform(*AGES, size=self.ages)
+        person = self.family.draw(self.seed, number)
+        return [person.at(float(age)) for age in drawn]
+
+    def image(self, number: int) -> Tensor:
+        """The first scan of a subject, (1, X, Y, Z), normalised."""
+        with torch.inference_mode():
+            return normalised(self.subject(number)[0])[0].clone()
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An autoencoder that was trained, as what makes latents to train on.
+
+    Attributes:
+        sha256: of its weights.
+    """
+
+    space: Space
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str) -> Encoder:
+        """Load weights by name or path.
+
+        Raises:
+            WeightsError: there are none, or they are of no autoencoder.
+        """
+        checkpoint = weights.load(name, expect="autoencoder-kl")
+        facts = checkpoint.facts
+        if facts.space is None:
+            raise weights.WeightsError(f"{name}: does not say what it encodes to: train it anew")
+        arguments = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in plain(facts.architecture_arguments).items()
+        }
+        network = Autoencoder(AutoencoderArchitecture(**arguments))
+        network.load_state_dict({key: value.float() for key, value in checkpoint.tensors.items()})
+        network.eval().requires_grad_(False)
+        return cls(VaeSpace(facts.space, network), checkpoint.sha256)
+
+    @property
+    def facts(self) -> SpaceFacts:
+        """Of the space."""
+        return self.space.facts
+
+    def latents(self, scans: Scans, number: int, variables: Mapping[str, Variable]) -> dict[str, Tensor]:
+        """A subject's latents at its ages.
+
+        Returns:
+            mean, std: (A, C, *sides); context: (A, V), the values of the variables on [-1, 1].
+        """
+        with torch.inference_mode():
+            people = scans.subject(number)
+            pairs = [self.space.encode(normalised(aged)) for aged in people]
+            mean, std = (torch.cat(parts).clone() for parts in zip(*pairs, strict=True))
+        told = [Condition({"age": aged.age, "sex": aged.subject.sex}) for aged in people]
+        rows = [[variable.encode(one.get(name)) for name, variable in variables.items()] for one in told]
+        return {"mean": mean, "std": std, "context": torch.tensor(rows)}
