@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy import ndimage
@@ -69,6 +69,56 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
     return carried
 
 
+def carry_difference(prepared: Prepared, factual: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    """Carry by residual: n + scale (edited - factual)(A p) inside the brain mask, clipped to the scan's range there.
+
+    Where the two do not differ the scan keeps its very bits.
+
+    Args:
+        factual, edited: (X, Y, Z) on the prepared grid, in its normalised intensity.
+    Returns:
+        (I, J, K) float32, in the scan's own intensities.
+    """
+    difference = np.float32(prepared.scale) * (edited - factual)
+    return _repainted(prepared, lambda values, inside, place: values + place.sample(difference, inside))
+
+
+def carry_replacement(prepared: Prepared, edited: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
+    """Carry by replace: offset + scale edited(A p) inside the brain mask, or by region: only inside the region.
+
+    Args:
+        edited: (X, Y, Z) on the prepared grid, in its normalised intensity.
+        region: (I, J, K) bool on the scan's own grid; None for all of the brain.
+    Returns:
+        (I, J, K) float32, in the scan's own intensities.
+    """
+    offset, scale = np.float32(prepared.offset), np.float32(prepared.scale)
+    return _repainted(prepared, lambda values, inside, place: offset + scale * place.sample(edited, inside), region)
+
+
+def _repainted(
+    prepared: Prepared,
+    paint: Callable[[np.ndarray, np.ndarray, _Place], np.ndarray],
+    region: np.ndarray | None = None,
+) -> np.ndarray:
+    """The scan with other values inside its brain mask (and a region): paint(values, indices, place)."""
+    native = prepared.volume.array
+    carried = np.array(native, order="C")
+    where = prepared.mask if region is None else prepared.mask & region
+    if not where.any():
+        return carried
+    place, box = _Place(prepared), bounding_box(prepared.mask)
+    low, high = float(native[box].min()), float(native[box].max())
+    for slab in _slabs(bounding_box(where)):
+        mask = where[slab]
+        values = carried[slab][mask]
+        painted = paint(values, _indices(slab)[:, mask], place)
+        changed = painted != values
+        values[changed] = np.clip(painted[changed], low, high)
+        carried[slab][mask] = values
+    return carried
+
+
 def move_fractions(prepared: Prepared, displacement: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     """What share of each voxel a structure fills, moved as `carry_field` moves the scan, linear.
 
@@ -95,7 +145,22 @@ def move_fractions(prepared: Prepared, displacement: np.ndarray, fractions: np.n
     return moved
 
 
-class _Field:
+class _Place:
+    """Where the voxels of a scan lie on a model's grid."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.to_mni = prepared.to_mni @ prepared.volume.affine  # native indices -> MNI152 mm
+        self._to_grid = np.linalg.inv(prepared.grid.affine) @ self.to_mni
+
+    def sample(self, image: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """An image on the model's grid at native voxel indices (3, ...), linear, 0 outside the grid."""
+        # Not by BLAS, whose bits may depend on its threads.
+        points = np.einsum("ij,j...->i...", self._to_grid[:3, :3], indices)
+        points += self._to_grid[:3, 3].reshape(3, *[1] * (indices.ndim - 1))
+        return ndimage.map_coordinates(image, points, output=np.float32, order=1, mode="grid-constant")
+
+
+class _Field(_Place):
     """A displacement on a model's grid, read at the voxels of a scan and in the scan's voxels.
 
     Attributes:
@@ -107,21 +172,13 @@ class _Field:
         shape = prepared.grid.shape
         if displacement.shape != (3, *shape):
             raise ValueError(f"a displacement on this grid is {(3, *shape)}, not {displacement.shape}")
-        to_mni = prepared.to_mni @ prepared.volume.affine  # native indices -> MNI152 mm
-        self._to_grid = np.linalg.inv(prepared.grid.affine) @ to_mni
+        super().__init__(prepared)
         # To native voxels before it is read, which is the same, on fewer voxels.
-        inverse = np.linalg.inv(to_mni[:3, :3])
+        inverse = np.linalg.inv(self.to_mni[:3, :3])
         self._displacement = np.einsum("ij,jxyz->ixyz", inverse, displacement).astype(np.float32)
         longest = float(np.abs(self._displacement).max())
         self.moves = longest > _STILL
         self.reach = int(np.ceil(longest))
-
-    def sample(self, image: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """An image on the model's grid at native voxel indices (3, ...), linear, 0 outside the grid."""
-        # Not by BLAS, whose bits may depend on its threads.
-        points = np.einsum("ij,j...->i...", self._to_grid[:3, :3], indices)
-        points += self._to_grid[:3, 3].reshape(3, *[1] * (indices.ndim - 1))
-        return ndimage.map_coordinates(image, points, output=np.float32, order=1, mode="grid-constant")
 
     def at(self, indices: np.ndarray) -> np.ndarray:
         """Displacements in native voxels at native voxel indices, both (3, ...)."""

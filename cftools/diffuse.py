@@ -1,0 +1,303 @@
+"""Diffusion on scans, in the pieces that pipe: encode, to noise, resample under a condition, decode.
+
+Every piece takes and gives a `Latent`, so that cf-encode, cf-invert, cf-resample and cf-decode do what cf-edit does,
+to the byte.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cftools.condition import Condition, Variable
+from cftools.diffusion import moves, noise, start
+from cftools.diffusion.constraint import unconstrained
+from cftools.diffusion.denoiser import Clipped, Denoise, Denoiser, Inputs, NetworkDenoiser, bind
+from cftools.diffusion.guidance import Guided
+from cftools.diffusion.integrate import Record, integrate
+from cftools.diffusion.inversion import Bdia, FixedPoint
+from cftools.diffusion.path import Path, describe, make_path
+from cftools.diffusion.solver import Ddim, Ddpm, FireFlow, Heun, Solver
+from cftools.errors import CftoolsWarning, LatentError, PresetError, WeightsError
+from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
+from cftools.latent import Latent
+from cftools.preset import DiffusionSampling, Preset
+from cftools.space import Space
+from cftools.weights import Facts
+
+#: Solvers by the name that presets know them by.
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "ddim": Ddim,
+    "ddpm": Ddpm,
+    "euler": Ddim,  # on straight lines the two are one
+    "heun": Heun,
+    "fireflow": FireFlow,
+    "bdia": Bdia,
+}
+#: Solvers that go on, when they turn round, from where they were a move ago.
+REMEMBERS = ("bdia",)
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionModel:
+    """A denoiser in its space, and how it is run.
+
+    Attributes:
+        preset: resolved; its sampling is a diffusion's.
+        network: (x_t, time, context) -> prediction; facts: of its weights.
+        space: latents of images and back.
+        used: the weights, by role.
+        device: of the network.
+    """
+
+    preset: Preset
+    network: Any
+    facts: Facts
+    space: Space
+    used: Mapping[str, WeightsUsed]
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.facts.diffusion is None or self.facts.space != self.space.facts:
+            raise WeightsError(f"preset {self.preset.name}: denoiser and space were not made for each other")
+
+    @property
+    def sampling(self) -> DiffusionSampling:
+        """How it is run."""
+        assert isinstance(self.preset.sampling, DiffusionSampling)
+        return self.preset.sampling
+
+    @property
+    def path(self) -> Path:
+        """What it was trained on."""
+        assert self.facts.diffusion is not None
+        return make_path(self.facts.diffusion.path, **self.facts.diffusion.settings)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """From the start down to 0."""
+        return moves.times(self.path, self.sampling.steps, self.sampling.start_time)
+
+    def encode(
+        self,
+        image: np.ndarray,
+        scan: ScanFacts,
+        source: Condition,
+        guessed: Sequence[str] = (),
+        seed: int = 0,
+        command: str = "",
+    ) -> Latent:
+        """The latent of a scan on the model's grid.
+
+        Args:
+            image: (X, Y, Z), normalised.
+            source: what the scan is taken to be; guessed: which of that a model read off it.
+            seed: of all that will be drawn for it.
+        """
+        x = torch.from_numpy(image)[None, None].to(self.device)
+        with torch.inference_mode():
+            mean, std = self.space.encode(x)
+        facts = LatentFacts(
+            kind="encoded",
+            preset=self.preset.name,
+            weights={role: used for role, used in self.used.items() if role == "space"},
+            space=self.space.facts,
+            grid=self.facts.grid,
+            seed=seed,
+            scan=scan,
+            source=source,
+            guessed=tuple(guessed),
+            provenance=(command,) if command else (),
+        )
+        return Latent(facts, {"mean": _array(mean), "std": _array(std)})
+
+    def invert(self, latent: Latent, command: str = "", record: Record | None = None) -> Latent:
+        """The state that sampling starts from: the latent noised, inverted or recorded, as the preset says.
+
+        Raises:
+            LatentError: it is no encoded scan of this model. PresetError: the preset starts from no scan.
+        """
+        latent.check_kind("encoded")
+        self._check(latent)
+        clean, path, sampling = self._tensor(latent.tensors["mean"]), self.path, self.sampling
+        draws = noise.Draws(latent.facts.seed, tuple(range(len(clean))))
+        kept: dict[str, np.ndarray] = {}
+        residual, evaluations = None, 0
+        if sampling.start == "noised":
+            x = start.noised(path, clean, self.times[0], draws)
+        elif sampling.start == "inverted":
+            counted = _Counted(self._denoise(latent.source, 1.0))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", CftoolsWarning)
+                x, state = start.inverted(self._inverter(), counted, path, clean, moves.up(self.times), record)
+            for warning in caught:
+                warnings.warn(f"{latent.name}: {warning.message}", CftoolsWarning, stacklevel=2)
+            evaluations = counted.evaluations
+            if sampling.solver in REMEMBERS:
+                kept = {"before": _array(state.x), "before_time": _scalar(state.t, latent)}
+        elif sampling.start == "recorded":
+            counted = _Counted(self._denoise(latent.source, 1.0))
+            x, tape = start.recorded(self._solver(), counted, path, clean, moves.down(self.times), draws, record)
+            evaluations = counted.evaluations
+            kept = {"tape": np.stack([_array(code) for code in tape.codes])}
+        else:
+            raise PresetError(f"preset {self.preset.name}: starts from noise, not from a scan: run cf-synth")
+        name, _ = describe(path)
+        facts = StateFacts(self.times[0], name, sampling.start, sampling.solver, sampling.steps, evaluations, residual)
+        return latent.as_state(_array(x), facts, kept, {"denoiser": self.used["denoiser"]}, command)
+
+    def resample(
+        self,
+        latent: Latent,
+        targets: Sequence[Target],
+        factual: bool = True,
+        command: str = "",
+        record: Record | None = None,
+    ) -> Latent:
+        """The latent under other conditions, each in turn, and once under its own.
+
+        Args:
+            targets: what it is made; all share start, steps and draws.
+            factual: also under the source's own condition, which carries by residual or warp need.
+        Raises:
+            LatentError: it is no state of this model, or was brought there in another way.
+        """
+        latent.check_kind("state")
+        self._check(latent)
+        self.used_by(latent, "denoiser")
+        state = latent.facts.state
+        assert state is not None
+        here = (self.times[0], describe(self.path)[0], self.sampling.start, self.sampling.solver, self.sampling.steps)
+        if (state.time, state.path, state.start, state.solver, state.steps) != here:
+            raise LatentError(f"{latent.name}: was inverted under other settings: use the same, or invert again")
+        scale = self.sampling.guidance
+        edits = [self._sample(latent, Condition(target.condition), scale, record) for target in targets]
+        own = self._sample(latent, latent.source, scale, record) if factual else None
+        return latent.as_edits(targets, edits, own, {"denoiser": self.used["denoiser"]}, command)
+
+    def synthesise(
+        self, targets: Sequence[Target], seed: int, sample: int, command: str = "", record: Record | None = None
+    ) -> Latent:
+        """New latents, one a condition, all from the noise of one sample number."""
+        shape = (1, *self.space.facts.latent_shape)
+        draws = noise.Draws(seed, (sample,))
+        top = start.prior(torch.zeros(shape, device=self.device), draws)
+        times = moves.times(self.path, self.sampling.steps)
+        facts = LatentFacts(
+            kind="edited",
+            preset=self.preset.name,
+            weights=self.used,
+            space=self.space.facts,
+            grid=self.facts.grid,
+            seed=seed,
+            targets=tuple(targets),
+            provenance=(command,) if command else (),
+        )
+        edits = [
+            self._run(top, times, Condition(target.condition), self.sampling.guidance, draws, noise.fresh, None, record)
+            for target in targets
+        ]
+        return Latent(facts, {f"edited.{index}": _array(x) for index, x in enumerate(edits)})
+
+    def decode(self, latent: np.ndarray) -> np.ndarray:
+        """The image of one latent, (1, C, *sides) -> (X, Y, Z) float32."""
+        with torch.inference_mode():
+            image: np.ndarray = self.space.decode(self._tensor(latent))[0, 0].float().cpu().numpy()
+        return image
+
+    def used_by(self, latent: Latent, role: str) -> None:
+        """Raise a LatentError unless the latent was made with this model's weights in that role."""
+        latent.check(self.used[role].sha256, role)
+
+    def _check(self, latent: Latent) -> None:
+        if "space" in self.used:
+            self.used_by(latent, "space")
+        if latent.facts.space != self.space.facts or latent.facts.grid != self.facts.grid:
+            raise LatentError(f"{latent.name}: lives in another space than {self.preset.name}'s: encode again")
+
+    def _sample(self, latent: Latent, condition: Condition, scale: float, record: Record | None) -> np.ndarray:
+        x = self._tensor(latent.tensors["x_t"])
+        draws = noise.Draws(latent.facts.seed, tuple(range(len(x))))
+        kept, state, chosen = latent.solver, None, noise.fresh
+        if "before" in kept:
+            from cftools.diffusion.solver import Before
+
+            state = Before(float(kept["before_time"].flat[0]), self._tensor(kept["before"]))
+        if "tape" in kept:
+            chosen = noise.Tape(tuple(self._tensor(code) for code in kept["tape"]))
+        return _array(self._run(x, self.times, condition, scale, draws, chosen, state, record))
+
+    def _run(
+        self,
+        x: Tensor,
+        times: tuple[float, ...],
+        condition: Condition,
+        scale: float,
+        draws: noise.Draws,
+        chosen: noise.Noise,
+        state: Any,
+        record: Record | None,
+    ) -> Tensor:
+        schedule = moves.down(times, self.sampling.resample)
+        denoise = self._denoise(condition, scale)
+        end, _ = integrate(self._solver(), denoise, self.path, x, schedule, chosen, draws, unconstrained, state, record)
+        return end
+
+    def _solver(self) -> Solver:
+        return SOLVERS[self.sampling.solver]()
+
+    def _inverter(self) -> Solver:
+        if self.sampling.solver in REMEMBERS:
+            return self._solver()
+        return FixedPoint(self._solver(), self.sampling.inversion_iterations, self.sampling.inversion_tolerance)
+
+    def _denoise(self, condition: Condition, scale: float) -> Denoise:
+        facts = self.facts.diffusion
+        assert facts is not None
+        denoiser: Denoiser = Guided(
+            NetworkDenoiser(self.network, self.path, facts.prediction, facts.learned_variance), scale
+        )
+        if facts.clip:
+            denoiser = Clipped(denoiser, self.path, *facts.clip)
+        return bind(denoiser, self._inputs(condition))
+
+    def _inputs(self, condition: Condition) -> Inputs:
+        variables = self.facts.variables
+        if not variables:
+            return Inputs()
+        context = _context(condition, variables).to(self.device)
+        return Inputs(context=context, null=torch.full_like(context, torch.nan))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+
+class _Counted:
+    """A denoiser that counts how often it is asked."""
+
+    def __init__(self, denoise: Denoise) -> None:
+        self.denoise, self.evaluations = denoise, 0
+
+    def __call__(self, x: Tensor, t: float) -> Any:
+        self.evaluations += 1
+        return self.denoise(x, t)
+
+
+def _context(condition: Condition, variables: Mapping[str, Variable]) -> Tensor:
+    """(1, V) on [-1, 1], nan where unknown."""
+    return torch.tensor([[variable.encode(condition.get(name)) for name, variable in variables.items()]])
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy()
+
+
+def _scalar(value: float, latent: Latent) -> np.ndarray:
+    """A number in a latent's shape: that is what latents hold."""
+    return np.full_like(latent.tensors["mean"], value)
