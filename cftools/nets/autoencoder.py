@@ -85,12 +85,16 @@ class Autoencoder(nn.Module):
 
 
 class Critic(nn.Module):
-    """A patch discriminator (Isola et al. 2017), with instance norm: a step holds few patches."""
+    """A patch discriminator (Isola et al. 2017), with group norm: a step holds few patches."""
 
     def __init__(self, dimensions: int = 3, channels: int = 16, layers: int = 2) -> None:
         super().__init__()
         self.body = PatchDiscriminator(
-            spatial_dims=dimensions, channels=channels, in_channels=1, num_layers_d=layers, norm="INSTANCE"
+            spatial_dims=dimensions,
+            channels=channels,
+            in_channels=1,
+            num_layers_d=layers,
+            norm=("GROUP", {"num_groups": 4}),
         )
 
     def forward(self, x: Tensor) -> Tensor:

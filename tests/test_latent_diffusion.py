@@ -1,0 +1,236 @@
+"""Latent diffusion in pieces: what is trained, and encode, invert, resample, decode on stand-in networks, 16-cubed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cftools.condition import Condition
+from cftools.diffuse import DiffusionModel
+from cftools.diffusion.path import make_path
+from cftools.errors import LatentError
+from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
+from cftools.latent import Latent
+from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
+from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.preset import DiffusionSampling, Preset
+from cftools.space import VaeSpace
+from cftools.train.autoencoder import AutoencoderObjective, Patches
+from cftools.train.diffusion import DiffusionObjective, Latents
+from cftools.train.loop import Schedule, train
+from cftools.train.recipes import VARIABLES
+from cftools.weights import Facts, TrainingFacts
+
+SIDE = 16
+AFFINE = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+GRID = GridFacts("toy", (SIDE,) * 3, AFFINE)
+SMALL = AutoencoderArchitecture((8, 16), latent_channels=2, wavelet=True)
+SPACE = SpaceFacts("vae", (SIDE,) * 3, 2, 4, 2)
+
+
+def blob(number: int) -> torch.Tensor:
+    """A ball of a radius and brightness of its own, (1, 16, 16, 16)."""
+    random = np.random.default_rng(number)
+    axis = torch.arange(SIDE) - 7.5 - float(random.normal(0, 1))
+    distance = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt()
+    return torch.sigmoid(float(random.uniform(4, 7)) - distance)[None] * float(random.uniform(0.6, 1))
+
+
+def objective(**weights: float) -> AutoencoderObjective:
+    patches = Patches(blob, 0, cohort=8, side=12, count=2)
+    terms = {"l1": 1.0, "kl": 1e-7, "adversarial": 0.005, **weights}
+    return AutoencoderObjective(SMALL, patches, blob, (SIDE,) * 3, 0, terms, {}, divisor=2)
+
+
+def test_patches_are_cut_from_a_cohort_that_fills_up() -> None:
+    made: list[int] = []
+
+    def counted(number: int) -> torch.Tensor:
+        made.append(number)
+        return blob(number)
+
+    patches = Patches(counted, 0, cohort=3, side=8, count=2)
+    items = [patches[index]["image"] for index in range(12)]
+    assert all(item.shape == (2, 1, 8, 8, 8) for item in items)
+    assert sorted(made) == [0, 1, 2], "each image is made once"
+    assert torch.equal(items[7], Patches(blob, 0, cohort=3, side=8, count=2)[7]["image"])
+
+
+def test_the_critic_is_taught_by_its_own_loss_alone() -> None:
+    pair = Adversaries(Autoencoder(SMALL), Critic())
+    y = pair.kept.decode(pair.kept.encode(blob(0)[None])[0])
+    pair.judged(y).sum().backward()
+    assert all(parameter.grad is None for parameter in pair.critic.parameters())
+    assert any(parameter.grad is not None for parameter in pair.kept.parameters())
+
+
+def test_an_autoencoder_learns_and_is_kept_without_its_critic(tmp_path: Path) -> None:
+    made = objective()
+    network, _ = train(made, Schedule(60, learning_rate=3e-3, workers=0, ema=0.9, log_every=10), tmp_path)
+    product = made.product(network)
+    assert not any("critic" in name for name in product.network.state_dict())
+    x = torch.stack([blob(number) for number in range(4)])
+    with torch.inference_mode():
+        before = made.network().kept
+        errors = [float((net.decode(net.encode(x)[0]) - x).abs().mean()) for net in (before, product.network)]
+        assert product.space is not None
+        spread = VaeSpace(product.space, product.network).encode(x)[0].std()  # type: ignore[arg-type]
+    assert errors[1] < 0.5 * errors[0]
+    assert 0.5 < float(spread) < 2, "the scale brings latents to unit spread"
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "flow", "x0"])
+def test_a_denoiser_learns_what_its_condition_says(prediction: Any, tmp_path: Path) -> None:
+    """Latents that are +1 or -1 throughout, as the condition says."""
+
+    def encoded(number: int) -> dict[str, torch.Tensor]:
+        sign = 1.0 if number % 2 else -1.0
+        mean = torch.full((1, 2, 8, 8, 8), sign)
+        return {"mean": mean, "std": torch.full_like(mean, 0.01), "context": torch.tensor([[sign]])}
+
+    path = make_path("rectified-flow") if prediction == "flow" else make_path("scaled-linear")
+    unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8)
+    latents = Latents(encoded, 0, cohort=4, batch=8)
+    made = DiffusionObjective(unet, latents, path, prediction, 0.2, 0, {}, SPACE)
+    network, _ = train(made, Schedule(60, learning_rate=5e-3, workers=0, ema=0.8, log_every=60), tmp_path)
+    x = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    time = torch.full((2,), path.network_time(0.4))
+    with torch.inference_mode():
+        said = network(x, time, torch.tensor([[1.0], [-1.0]]))
+        same = network(x[:1].expand(2, -1, -1, -1, -1), time, torch.tensor([[1.0], [-1.0]]))
+        unknown = network(x, time, torch.full((2, 1), torch.nan))
+    assert torch.isfinite(said).all() and torch.isfinite(unknown).all()
+    assert float((same[0] - same[1]).abs().mean()) > 0.05, "the condition is heard"
+    product = made.product(network)
+    assert product.diffusion is not None and product.diffusion.prediction == prediction
+    assert make_path(product.diffusion.path, **product.diffusion.settings) == path
+
+
+def test_latents_meet_everyone_and_are_drawn_anew() -> None:
+    def encoded(number: int) -> dict[str, torch.Tensor]:
+        mean = torch.full((2, 1, 2, 2, 2), float(number))
+        return {"mean": mean, "std": torch.full_like(mean, 0.1), "context": torch.full((2, 1), number / 10)}
+
+    latents = Latents(encoded, 0, cohort=3, batch=4)
+    items = [latents[index] for index in range(8)]
+    assert items[0]["latent"].shape == (4, 1, 2, 2, 2)
+    assert {round(float(value), 1) for item in items for value in item["context"]} == {0.0, 0.1, 0.2}
+    assert not torch.equal(items[5]["latent"], items[6]["latent"])
+    again = Latents(encoded, 0, cohort=3, batch=4)[5]
+    assert torch.equal(again["latent"], items[5]["latent"])
+
+
+class Wish(torch.nn.Module):
+    """Stands in for a denoiser: says the noise under which x_0 is a volume of the condition's value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = make_path("scaled-linear")
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        assert context is not None
+        alpha, sigma = self.path.at(float(time[0] + 1) / 1000)
+        wish = 0.5 * context.nan_to_num()[:, :1, None, None, None]
+        eps: torch.Tensor = (x - alpha * wish) / (sigma + 0.3 * alpha)
+        return eps
+
+
+def model(start: str = "inverted", solver: str = "ddim", steps: int = 10, **sampling: Any) -> DiffusionModel:
+    torch.manual_seed(0)
+    chosen = DiffusionSampling(start, solver, steps, sampling.pop("noise", "zero"), **sampling)  # type: ignore[arg-type]
+    names = {"denoiser": ("toy",), "space": ("toy-ae",)}
+    preset = Preset("toy", "toy", "toy", "diffusion", ("edit",), names, chosen, "replace")
+    facts = Facts(
+        architecture="diffusion-unet",
+        architecture_arguments={},
+        variables=VARIABLES,
+        grid=GRID,
+        contrasts=("T1w",),
+        intensity="brain-percentile",
+        training=TrainingFacts("", "", 0, 1, 1.0, "2026-01-01"),
+        licence="Apache-2.0",
+        space=SPACE,
+        diffusion=DiffusionFacts("scaled-linear", "eps"),
+    )
+    used = {"denoiser": WeightsUsed("toy", "1" * 64), "space": WeightsUsed("toy-ae", "2" * 64)}
+    space = VaeSpace(SPACE, Autoencoder(SMALL).eval().requires_grad_(False))  # type: ignore[arg-type]
+    return DiffusionModel(preset, Wish(), facts, space, used, torch.device("cpu"))
+
+
+SCAN = ScanFacts("scan", "T1w", (SIDE,) * 3, AFFINE, "0" * 64, AFFINE, 0.0, 1.0)
+SOURCE = Condition({"age": 40.0, "sex": "F"})
+
+
+def encoded(chosen: DiffusionModel) -> Latent:
+    return chosen.encode(blob(1)[0].numpy(), SCAN, SOURCE, seed=3)
+
+
+STARTS: dict[str, dict[str, Any]] = {
+    "inverted": {},
+    "fixed point": {"inversion_iterations": 6, "inversion_tolerance": 1e-2},
+    "noised": {"start": "noised", "solver": "ddpm", "noise": "fresh", "start_time": 0.5},
+    "recorded": {"start": "recorded", "solver": "ddpm", "noise": "tape"},
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_pieces_through_files_give_what_they_give_in_memory(name: str, tmp_path: Path) -> None:
+    chosen = model(**STARTS[name])
+    targets = [Target(SOURCE.do(age=age), f"age{age:.0f}") for age in (60.0, 80.0)]
+    first = chosen.resample(chosen.invert(encoded(chosen)), targets)
+    latent = encoded(chosen)
+    for step in (chosen.invert, lambda one: chosen.resample(one, targets)):
+        latent = step(Latent.from_bytes(latent.to_bytes()))
+    assert latent.to_bytes() == first.to_bytes()
+    assert latent.facts.state is not None and latent.facts.state.start == chosen.sampling.start
+    images = [chosen.decode(edit) for edit in latent.edited]
+    assert images[0].shape == (SIDE,) * 3 and np.abs(images[0] - images[1]).max() > 0
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_no_change_asked_is_no_change_made(name: str) -> None:
+    chosen = model(**STARTS[name], guidance=2.0 if name == "noised" else 1.0)
+    state = chosen.invert(encoded(chosen))
+    latent = chosen.resample(state, [Target(SOURCE, "age40")])
+    np.testing.assert_array_equal(latent.edited[0], latent.tensors["factual"])
+    if name in ("fixed point", "recorded"):
+        np.testing.assert_allclose(latent.edited[0], state.tensors["mean"], atol=2e-3)
+
+
+def test_an_edit_goes_where_its_condition_pulls() -> None:
+    chosen = model()
+    targets = [Target(SOURCE.do(age=age)) for age in (10.0, 90.0)]
+    young, old = chosen.resample(chosen.invert(encoded(chosen)), targets).edited
+    assert old.mean() > young.mean() + 0.1
+
+
+def test_latents_of_others_are_refused() -> None:
+    chosen = model()
+    latent = encoded(chosen)
+    state = chosen.invert(latent)
+    target = [Target(SOURCE.do(age=70.0))]
+    with pytest.raises(LatentError, match="cf-invert"):
+        chosen.resample(latent, target)
+    with pytest.raises(LatentError, match="other settings"):
+        model(steps=12).resample(state, target)
+    others = replace(chosen, used={**chosen.used, "denoiser": WeightsUsed("other", "3" * 64)})
+    with pytest.raises(LatentError, match="denoiser weights were toy"):
+        others.resample(state, target)
+    elsewhere = replace(chosen, used={**chosen.used, "space": WeightsUsed("other", "4" * 64)})
+    with pytest.raises(LatentError, match="space weights were toy-ae"):
+        elsewhere.invert(latent)
+
+
+def test_new_samples_share_their_noise_whatever_the_condition() -> None:
+    chosen = model("prior")
+    young, old = (Target(Condition({"age": age, "sex": "F"})) for age in (20.0, 80.0))
+    both = chosen.synthesise([young, old], seed=1, sample=0).edited
+    alone = chosen.synthesise([old], seed=1, sample=0).edited
+    np.testing.assert_array_equal(both[1], alone[0])
+    other = chosen.synthesise([old], seed=1, sample=1).edited
+    assert np.abs(other[0] - alone[0]).mean() > 0.1
