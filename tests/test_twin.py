@@ -102,7 +102,7 @@ def test_steps_are_composed_through_the_moved_scan(prepared: Prepared) -> None:
     moved = Prepared(prepared.volume, there, GRID_2MM, np.eye(4), there > 0, 0.0, 1.0)
     two = flow.edit(moved, half, last)
     expected = field.compose(u, torch.from_numpy(two.displacement)[None])[0].numpy()
-    assert np.abs(both.displacement - expected).mean() < 0.01 * np.abs(expected).mean()
+    assert np.abs(both.displacement - expected).mean() < 0.03 * np.abs(expected).mean()  # the surface is another
     assert np.abs(expected).max() > 0.2
     assert both.residual is None
 
