@@ -53,15 +53,16 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
         mask = prepared.mask[slab]
         values = carried[slab][mask]
         inside = _indices(slab)[:, mask]
+        places = field.places(inside)
         if field.moves:
-            shift = field.at(inside)
+            shift = field.at(places)
             moving = np.abs(shift).max(axis=0) > _STILL
             points = (inside + shift - start)[:, moving]
             sampled = ndimage.map_coordinates(spline, points, order=3, mode="mirror", prefilter=False)
             nearest = tuple(np.rint(points).astype(np.intp))
             values[moving] = np.clip(sampled, floor[nearest], ceiling[nearest])
         if residual is not None:
-            added, gain = (field.sample(one, inside) for one in residual)
+            added, gain = (_read(one, places) for one in residual)
             change = np.float32(prepared.scale) * added + gain * (values - np.float32(prepared.offset))
             changed = change != 0
             values[changed] = np.clip(values[changed] + change[changed], low, high)
@@ -91,7 +92,8 @@ def move_fractions(prepared: Prepared, displacement: np.ndarray, fractions: np.n
     )
     for slab in _slabs(reached):
         indices = _indices(slab)
-        moved[slab] = ndimage.map_coordinates(source, indices + field.at(indices), order=1, mode="nearest")
+        shift = field.at(field.places(indices))
+        moved[slab] = ndimage.map_coordinates(source, indices + shift, order=1, mode="nearest")
     return moved
 
 
@@ -116,16 +118,21 @@ class _Field:
         self.moves = longest > _STILL
         self.reach = int(np.ceil(longest))
 
-    def sample(self, image: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """An image on the model's grid at native voxel indices (3, ...), linear, 0 outside the grid."""
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Where native voxel indices (3, ...) lie on the model's grid, in its voxels, (3, ...)."""
         # Not by BLAS, whose bits may depend on its threads.
         points = np.einsum("ij,j...->i...", self._to_grid[:3, :3], indices)
         points += self._to_grid[:3, 3].reshape(3, *[1] * (indices.ndim - 1))
-        return ndimage.map_coordinates(image, points, output=np.float32, order=1, mode="grid-constant")
+        return points
 
-    def at(self, indices: np.ndarray) -> np.ndarray:
-        """Displacements in native voxels at native voxel indices, both (3, ...)."""
-        return np.stack([self.sample(component, indices) for component in self._displacement])
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Displacements in native voxels at places of the model's grid, both (3, ...)."""
+        return np.stack([_read(component, places) for component in self._displacement])
+
+
+def _read(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """An image on the model's grid at places of it, linear, 0 outside."""
+    return ndimage.map_coordinates(image, places, output=np.float32, order=1, mode="grid-constant")
 
 
 def _window(array: np.ndarray, box: tuple[slice, ...], reach: int) -> np.ndarray:
