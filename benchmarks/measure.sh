@@ -1,9 +1,9 @@
 #!/bin/sh
-# Every figure of docs/twin-flow.md anew, into docs/results: half an hour on two cores.
+# Every figure of docs/twin-flow.md anew, into docs/results.
 #
 #     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [real] [laws] [speed] [age]
 #
-# Without arguments all of it. The cohorts are made in a folder that is removed; commands are recorded as run in it.
+# Without arguments all but age, which needs runs/age-2mm as make weights leaves it. The cohorts are made in a folder that is removed; commands are recorded as run in it.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -26,7 +26,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth real laws speed age}; do
+for what in ${*:-truth real laws speed}; do
     case $what in
     truth)
         truth normative
@@ -42,7 +42,8 @@ for what in ${*:-truth real laws speed age}; do
             --json "$results/consistency.json"
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
-    age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
+    age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" \
+        --weights "$root/runs/age-2mm/weights.safetensors" --json "$results/age-model.json" ;;
     *)
         echo "measure.sh: $what: truth, real, laws, speed or age" >&2
         exit 2
