@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import ndimage
@@ -16,7 +17,9 @@ _PLANES = 16  # in a piece of work, to bound the memory
 _SPLINE_REACH = 4  # voxels beyond the brain that its cubic B-spline needs, besides the displacement
 
 
-def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+def carry_field(
+    prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
     """Deform the scan on its own grid by a field that lives on the model's.
 
     With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at native world
@@ -29,6 +32,7 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
         prepared: the scan and its way to the grid.
         displacement: (3, X, Y, Z) on the prepared grid, MNI152 millimetres, pull-back; 0 outside the grid.
         residual: (2, X, Y, Z), the offset r in normalised intensity and the gain g; or None.
+        threads: pieces worked on at once; they change no bit of the result.
     Returns:
         (I, J, K) float32, in the scan's own intensities.
     Raises:
@@ -44,12 +48,8 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
     start = np.array([[extent.start - reach] for extent in box])
     window = _window(native, box, reach)
     low, high = float(window.min()), float(window.max())
-    if field.moves:
-        window[~_window(prepared.mask, box, reach)] = surface(native[box], prepared.mask[box], prepared.offset)
-        spline = ndimage.spline_filter(window, order=3, output=np.float32, mode="mirror")
-        floor = ndimage.minimum_filter(window, size=3)
-        ceiling = ndimage.maximum_filter(window, size=3)
-    for slab in _slabs(box):
+
+    def move(slab: tuple[slice, ...]) -> None:
         mask = prepared.mask[slab]
         values = carried[slab][mask]
         inside = _indices(slab)[:, mask]
@@ -67,6 +67,15 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
             changed = change != 0
             values[changed] = np.clip(values[changed] + change[changed], low, high)
         carried[slab][mask] = values
+
+    with ThreadPoolExecutor(threads) as pool:  # scipy works without the interpreter's lock
+        if field.moves:
+            window[~_window(prepared.mask, box, reach)] = surface(native[box], prepared.mask[box], prepared.offset)
+            lowest = pool.submit(ndimage.minimum_filter, window, size=3)
+            highest = pool.submit(ndimage.maximum_filter, window, size=3)
+            spline = ndimage.spline_filter(window, order=3, output=np.float32, mode="mirror")
+            floor, ceiling = lowest.result(), highest.result()
+        list(pool.map(move, _slabs(box)))
     return carried
 
 
