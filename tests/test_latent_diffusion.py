@@ -17,7 +17,7 @@ from cftools.errors import LatentError
 from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
-from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.nets.unet import UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
 from cftools.space import VaeSpace
 from cftools.train.autoencoder import AutoencoderObjective, Patches
