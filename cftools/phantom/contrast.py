@@ -29,11 +29,12 @@ class Contrast:
     ages: bool = False
 
 
-#: What lesions are made of. Multiple sclerosis: a plaque, one whose axons are gone (a T1 "black hole"), one that takes up
-#: gadolinium. An old infarct: its cavity and the scar around. A glioblastoma: dead core, enhancing rim, oedema.
+#: What lesions are made of. Multiple sclerosis: a plaque, one whose axons are gone (a T1 "black hole"), one that takes
+#: up gadolinium. An old infarct: its cavity and the scar around. A glioblastoma: dead core, enhancing rim, oedema.
 LESION_TISSUES = ("plaque", "black_hole", "active_plaque", "cavity", "gliosis", "necrosis", "enhancing", "oedema")
-#: Tissue means: T1w as it always was here, the others between the medians of two patients at 3 T (Lesjak et al. 2018), as
-#: are plaques and black holes. Other lesions: what radiology says of their order, amounts judged.
+#: Tissue means: T1w as it always was here, the others between the medians of two patients at 3 T (Lesjak et al. 2018,
+#: Neuroinformatics 16:51), as are plaques and black holes. Other lesions: what radiology says of their order, amounts
+#: judged.
 CONTRASTS = {
     "T1w": Contrast((0.22, 0.66, 1.0), (0.76, 0.50, 0.74, 0.26, 0.62, 0.38, 0.66, 0.70), "T1w", ages=True),
     "T2w": Contrast((2.90, 1.33, 1.0), (2.00, 2.40, 2.10, 2.75, 1.90, 2.45, 1.55, 2.05), "T2w"),
@@ -153,8 +154,8 @@ def render(
 ) -> Tensor:
     """An image of deformed tissues.
 
-    I = |R * (b sum_k m_k (1 + t_k) f_k) + n|: fractions f, means m, texture t, bias b, resolution R, noise n. Lesions are
-    more tissues, with the texture of white matter; they take the place of what was there.
+    I = |R * (b sum_k m_k (1 + t_k) f_k) + n|: fractions f, means m, texture t, bias b, resolution R, noise n.
+    Lesions are more tissues, with the texture of white matter; they take the place of what was there.
 
     Args:
         tissues: (1, 3, X, Y, Z) fractions of fluid, grey and white matter.

@@ -134,7 +134,7 @@ def skull_window(anatomy: Anatomy) -> tuple[Tensor, Tensor]:
 def flow(rate: Tensor, window: Tensor) -> Tensor:
     """The gentlest velocity under which every place gains volume at a given rate and nothing passes the skull.
 
-    v = w grad p with div v = rate, by conjugate gradients on the fluxes between voxels: far from where volume is gained or
+    v = w grad p with div v = rate, by conjugate gradients on the fluxes between voxels: where no volume is gained or
     lost nothing is compressed, as tissue is not.
 
     Args:

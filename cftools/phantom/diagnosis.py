@@ -41,4 +41,6 @@ def diagnoses() -> Mapping[str, Diagnosis]:
     file = resources.files("cftools.phantom") / "diagnosis.toml"
     healthy = Diagnosis((), FrozenMapping(dict.fromkeys(TARGETS, 1.0)))
     table = tomllib.loads(file.read_text(encoding="utf-8"))
-    return {HEALTHY: healthy} | {name: read(Diagnosis, one, f"{file.name}: {name}", UsageError) for name, one in table.items()}
+    return {HEALTHY: healthy} | {
+        name: read(Diagnosis, one, f"{file.name}: {name}", UsageError) for name, one in table.items()
+    }

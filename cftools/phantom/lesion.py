@@ -93,8 +93,8 @@ class Zones:
     def push(self, gains: np.ndarray, near: np.ndarray) -> Tensor:
         """What volume gained or lost in one place does around it: fluid nearby makes room, or fills it.
 
-        The skull holds, so what tissue gains, fluid gives (the Monro-Kellie doctrine); what fluid cannot give is taken off
-        everything alike.
+        The skull holds, so what tissue gains, fluid gives (the Monro-Kellie doctrine); what fluid cannot give is
+        taken off everything alike.
 
         Args:
             gains: log volume that each place gains, (X, Y, Z).

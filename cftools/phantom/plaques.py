@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from cftools.phantom.lesion import Lesion, Zones, fine, roughness, soft, tensor
 from cftools.prepare import GRID_1MM, GRID_2MM
@@ -18,12 +19,12 @@ from cftools.prepare import GRID_1MM, GRID_2MM
 LOADS = {"none": 0.0, "low": 2.0, "medium": 9.0, "high": 28.0}
 SPREAD = 0.25
 #: Share of plaques by where they begin (judged; 2017 McDonald criteria name these places).
-PLACES = {"periventricular": 0.65, "juxtacortical": 0.13, "deep": 0.17, "infratentorial": 0.05}
+PLACES = {"periventricular": 0.68, "juxtacortical": 0.14, "deep": 0.14, "infratentorial": 0.04}
 #: Share of plaques that have lost their axons, and that take up gadolinium (judged).
 BLACK_HOLES, ACTIVE = 0.25, 0.07
-#: Half the length of a plaque in millimetres: median and log standard deviation of the first; later ones grow longer, as
-#: they run together.
-HALF_LENGTH, LENGTH_SPREAD, LATER = 3.6, 0.38, 55.0
+#: Half the length of a plaque in millimetres: median and log standard deviation of the first; those around the
+#: ventricles grow longer as more come, and run together.
+HALF_LENGTH, LENGTH_SPREAD, LATER = 3.3, 0.40, 45.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def plaques(zones: Zones, random: np.random.Generator, load: str) -> Lesion:
         load: one of LOADS, not none.
     """
     wanted = LOADS[load] * float(np.exp(SPREAD * np.clip(random.standard_normal(), -2, 2))) * 1000
-    wavy = fine(roughness(random, (2.5, 0.16), (6.0, 0.12)))
+    wavy = fine(roughness(random, (2.0, 0.22), (6.0, 0.12)))
     # They stay in white matter, nearly.
     room = fine(np.clip(zones.white + 0.35 * zones.fraction("cortex") + 0.2 * zones.fraction("deep_grey"), 0, 1))
     total = np.zeros(GRID_1MM.shape, np.float32)
@@ -91,7 +92,7 @@ class _Places:
     def __init__(self, zones: Zones) -> None:
         self.zones = zones
         distance, white = zones.from_ventricles, zones.white
-        x, y, z = zones.points
+        x, _, z = zones.points
         cerebrum = zones.cerebrum & (white > 0.5)
         # Rarer at the temporal horns and in the middle of the corpus callosum than around bodies and trigones.
         around = cerebrum * np.exp(-distance / 3.0) * (distance < 10) * np.where(z < 2, 0.3, 1.0)
@@ -113,10 +114,10 @@ class _Places:
         flat = int(np.searchsorted(chances, random.random() * chances[-1]))
         voxel = np.unravel_index(min(flat, chances.size - 1), GRID_2MM.shape)
         centre = self.zones.points[(slice(None), *voxel)] + random.uniform(-1, 1, 3)
-        growth = 1 + number / LATER if place == "periventricular" else 1 + number / (4 * LATER)
+        growth = 1 + number / LATER if place == "periventricular" else 1.0
         length = HALF_LENGTH * growth * float(np.exp(LENGTH_SPREAD * np.clip(random.standard_normal(), -2, 2)))
         length = min(length, 14.0)
-        slender = random.uniform(0.42, 0.7) if place == "periventricular" else random.uniform(0.6, 0.95)
+        slender = random.uniform(0.35, 0.62) if place == "periventricular" else random.uniform(0.6, 0.95)
         # Along the veins, which leave the ventricles at right angles (Dawson's fingers).
         axis = self.gradient[(slice(None), *voxel)] + random.normal(0, 0.15, 3)
         kind = random.random()
@@ -125,6 +126,4 @@ class _Places:
 
 
 def _smooth(distance: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
     return np.asarray(ndimage.gaussian_filter(distance, 1.5))

@@ -24,14 +24,16 @@ TERRITORIES = {
     "posterior cerebral": (0.12, (16, -78, 4), (17, 24, 19)),
     "anterior cerebral": (0.08, (10, 24, 42), (10, 36, 26)),
 }
+#: Where the arteries of a hemisphere spread from, on the right.
+HUB = (20, -14, 8)
 #: Drawn size of a lesion relative to its territory, along each axis.
-SIZES = (0.55, 0.95)
+SIZES = (0.6, 1.0)
 #: Of masks, those of this many ml are taken: smaller ones are hard to see at 2 mm, larger ones leave no hemisphere.
 MASK_ML = (2.0, 180.0)
 #: Thickness of the scar, millimetres: of what becomes no cavity.
-SCAR = 3.0
-#: Log volume an infarct loses as it scars, how far off, millimetres, fluid fills the room, and how much more readily the
-#: ventricle does so than the sulci (judged).
+SCAR = 3.5
+#: Log volume an infarct loses as it scars, how far off, millimetres, fluid fills the room, and how much more readily
+#: the ventricle does so than the sulci (judged).
 SHRINKAGE, NEARBY, VENTRICLE_FIRST = -0.35, 35.0, 5.0
 
 
@@ -50,7 +52,7 @@ def stroke(zones: Zones, random: np.random.Generator, masks: Sequence[Path] = ()
     depth = np.where(tissue > 0.02, depth, -50.0)
     whole = soft(depth) * tissue
     # Scars are uneven, and islands of tissue stay in large cavities.
-    islands = fine(roughness(random, (3.0, 1.2), (8.0, 1.5)))
+    islands = fine(roughness(random, (2.5, 1.6), (7.0, 2.4)))
     cavity = soft(depth - SCAR + islands, 0.8) * whole
     return zones.lesion({"cavity": tensor(cavity), "gliosis": tensor(whole - cavity)}, _ex_vacuo(zones, whole), source)
 
@@ -63,8 +65,13 @@ def _made_up(zones: Zones, random: np.random.Generator) -> np.ndarray:
     middle = np.array(centre) * [side, 1, 1] + random.normal(0, 3, 3) * [0.5, 1, 1]
     half = np.array(axes) * random.uniform(*SIZES) * np.exp(random.normal(0, 0.12, 3))
     offset = (zones.points - middle.reshape(3, 1, 1, 1)) / half.reshape(3, 1, 1, 1)
-    radius = np.sqrt((offset**2).sum(0)) + roughness(random, (12.0, 0.20), (5.0, 0.11))
     mean = float(np.prod(half)) ** (1 / 3)
+    # A wedge: arteries branch towards the cortex.
+    outward = (middle - np.array(HUB) * [side, 1, 1]) / half
+    outward /= np.linalg.norm(outward)
+    along = np.tensordot(outward, offset, 1)
+    across = np.sqrt(np.maximum((offset**2).sum(0) - along**2, 0)) / np.clip(0.85 + 0.5 * along, 0.3, 1.4)
+    radius = np.hypot(along, across) + roughness(random, (13.0, 0.24), (5.0, 0.16))
     depth = (1 - radius) * mean
     # Arteries keep to their hemisphere, and the ones named here to the cerebrum.
     beyond = np.minimum(zones.points[0] * side - 2.0, np.where(zones.cerebrum, 50.0, -50.0))

@@ -40,9 +40,9 @@ def tumour(zones: Zones, random: np.random.Generator) -> Lesion:
     stretch = np.exp(random.normal(0, 0.14, 3)).reshape(3, 1, 1, 1)
     distance = np.sqrt(((away / stretch) ** 2).sum(0))
     # Lobes: the border wanders by a third of the radius.
-    depth = radius * (1 - distance / radius + roughness(random, (9.0, 0.22), (4.0, 0.12)))
+    depth = radius * (1 - distance / radius + roughness(random, (7.0, 0.26), (3.5, 0.13)))
     rim = RIM * np.exp(roughness(random, (5.0, UNEVEN)))
-    inner = roughness(random, (3.5, 1.0))
+    inner = roughness(random, (3.0, 1.7))
     reach = random.uniform(*REACH)
     wander = roughness(random, (7.0, 0.3), (3.5, 0.12))
 

@@ -3,9 +3,10 @@
     age, sex, diagnosis, noise u  ->  volumes  ->  deformation  ->  tissues  ->  image
     load, lesion, noise           ->  lesions  ->  push or pull  and  tissues
 
-volume_k = base_k * law_k(age, sex) / law_k(age of the base, its sex) * ratio_k(diagnosis) * exp(sd_k u_k). A counterfactual
-changes age or health and keeps u, the identity deformation, what lesions the subject has or would have, the scanners and
-their noise (Pearl's abduction, action, prediction, with the abduction known because the subject was made).
+volume_k = base_k * law_k(age, sex) / law_k(age of the base, its sex) * ratio_k(diagnosis) * exp(sd_k u_k). A
+counterfactual changes age or health and keeps u, the identity deformation, what lesions the subject has or would have,
+the scanners and their noise (Pearl's abduction, action, prediction, with the abduction known because the subject was
+made).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from cftools.phantom.deform import (
     random_displacement,
 )
 from cftools.phantom.diagnosis import HEALTHY, diagnoses
+from cftools.phantom.head import Head, random_head
 from cftools.phantom.law import AgeingLaw
 from cftools.phantom.lesion import DESTROYED, Lesion, Zones
 from cftools.phantom.plaques import LOADS, plaques
@@ -161,6 +163,11 @@ class Subject:
         return found[0].under(found[1]) if len(found) == 2 else found[0] if found else None
 
     @cached_property
+    def head(self) -> Head:
+        """What is around the skull; the same at every age."""
+        return random_head(self.cranium, self.random("head"), self.varied)
+
+    @cached_property
     def _zones(self) -> Zones:
         return Zones(self.anatomy)
 
@@ -243,6 +250,12 @@ class Aged:
             kept &= field.sample(self.subject.anatomy.strip, _points(self.subject.anatomy, self.displacement)) > 0.5
         return kept.float()
 
+    def brain(self) -> Tensor:
+        """1 in the brain, without the fluid around it, (X, Y, Z) uint8."""
+        anatomy = self.subject.anatomy
+        tight = field.sample(anatomy.strip, _points(anatomy, self.displacement)) > 0.5
+        return (tight & (self.subject.cranium > 0.5))[0, 0].to(torch.uint8)
+
     def labels(self) -> Tensor:
         """Structure labels, (X, Y, Z) uint8: 1 + index in STRUCTURES, LESION_LABEL where none is left, 0 outside."""
         labels = torch.from_numpy(self.subject.anatomy.labels.astype(np.float32))[None, None]
@@ -254,7 +267,7 @@ class Aged:
         return labels
 
     def volumes(self) -> dict[str, float]:
-        """Volume of each structure, ml: fractions of the anatomy, less what lesions have destroyed, deformed as the image is."""
+        """Volume of each structure, ml: fractions of the anatomy, deformed as the image is, less what lesions destroyed."""
         regions = self.subject.anatomy.regions
         if self.lesion is not None:
             regions = regions * (1 - field.resize(_destroyed(self.lesion.tissues), GRID_2MM.shape))
