@@ -79,15 +79,22 @@ def _made_up(zones: Zones, random: np.random.Generator) -> np.ndarray:
 
 
 def _from_masks(zones: Zones, random: np.random.Generator, masks: Sequence[Path]) -> tuple[np.ndarray, str]:
+    low, high = MASK_ML
+
+    def usable(ml: float) -> bool:
+        return bool(low <= ml <= high)
+
     for number in random.permutation(len(masks)):
         volume = Volume.load(masks[number])
+        if not usable(np.count_nonzero(volume.array) * volume.voxel_volume / 1000):
+            continue
         share = resample((volume.array > 0).astype(np.float32), volume.affine, GRID_1MM)
         inside = (share > 0.5) & (fine(zones.depth) > 0)
-        if MASK_ML[0] <= inside.sum() / 1000 <= MASK_ML[1]:
+        if usable(inside.sum() / 1000):
             depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
             # Slices are thick in many acute scans: the steps between them are rounded off.
             return np.asarray(ndimage.gaussian_filter(depth, 1.2), dtype=np.float32), masks[number].name
-    raise InputError(f"{masks[0].parent}: none of {len(masks)} masks has {MASK_ML[0]:g} to {MASK_ML[1]:g} ml of brain")
+    raise InputError(f"{masks[0].parent}: none of {len(masks)} masks has {low:g} to {high:g} ml of brain")
 
 
 def _ex_vacuo(zones: Zones, whole: np.ndarray) -> Tensor:

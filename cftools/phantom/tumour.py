@@ -12,11 +12,11 @@ from torch import Tensor
 from cftools.phantom.lesion import Lesion, Zones, coarse, fine, roughness, soft, tensor
 
 #: Radius of the seed, millimetres, and log volume it gains as it grows; volumes of 10 to 60 ml come of it.
-RADII, GROWTH = (9.5, 15.5), 1.0
+RADII, GROWTH = (8.5, 14.0), 1.6
 #: Thickness of the enhancing rim in the seed, millimetres, and its log spread from place to place.
 RIM, UNEVEN = 3.0, 0.4
 #: How far oedema reaches from the core, millimetres, and log volume it gains.
-REACH, SWELLING = (12.0, 26.0), 0.25
+REACH, SWELLING = (12.0, 26.0), 0.35
 #: How far off, millimetres, fluid gives way.
 NEARBY = 35.0
 
@@ -40,7 +40,7 @@ def tumour(zones: Zones, random: np.random.Generator) -> Lesion:
     stretch = np.exp(random.normal(0, 0.14, 3)).reshape(3, 1, 1, 1)
     distance = np.sqrt(((away / stretch) ** 2).sum(0))
     # Lobes: the border wanders by a third of the radius.
-    depth = radius * (1 - distance / radius + roughness(random, (7.0, 0.26), (3.5, 0.13)))
+    depth = radius * (1 - distance / radius + roughness(random, (10.0, 0.18), (5.0, 0.22), (2.5, 0.10)))
     rim = RIM * np.exp(roughness(random, (5.0, UNEVEN)))
     inner = roughness(random, (3.0, 1.7))
     reach = random.uniform(*REACH)

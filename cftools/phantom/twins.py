@@ -267,7 +267,7 @@ class Aged:
         return labels
 
     def volumes(self) -> dict[str, float]:
-        """Volume of each structure, ml: fractions of the anatomy, deformed as the image is, less what lesions destroyed."""
+        """Volume of each structure, ml: fractions of the anatomy, deformed as the image is; lesions destroy some."""
         regions = self.subject.anatomy.regions
         if self.lesion is not None:
             regions = regions * (1 - field.resize(_destroyed(self.lesion.tissues), GRID_2MM.shape))
