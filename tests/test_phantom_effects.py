@@ -215,8 +215,8 @@ def test_flow_gains_volume_where_it_is_asked_to(anatomy: Anatomy) -> None:
     velocity = flow(0.5 * ball, window)
     gained = field.warp(ball, field.exponential(-velocity)).sum() / ball.sum()
     beyond = field.warp(away, field.exponential(-velocity)).sum() / away.sum()
-    assert float(torch.log(gained)) == pytest.approx(0.5, abs=0.08)
-    assert abs(float(torch.log(beyond))) < 0.03
+    assert float(gained) == pytest.approx(1.5, abs=0.08)
+    assert float(beyond) == pytest.approx(1.0, abs=0.03)
     assert float(velocity[:, :, ~inside[0, 0]].abs().max()) == 0
 
 
@@ -224,7 +224,7 @@ def test_strokes_take_the_shape_of_a_mask(anatomy: Anatomy, tmp_path: Path) -> N
     """The mask is where the lesion is, and masks of no use are passed over."""
     x, y, z = Zones(anatomy).points
     ball = np.sqrt((x - 40) ** 2 + (y + 20) ** 2 + (z - 20) ** 2) < 14
-    for name, values in (("small", ball & (x < 27)), ("whole", np.ones_like(ball)), ("ball", ball)):
+    for name, values in (("small", ball & (x < 27)), ("whole", z > -40), ("ball", ball)):
         Volume.from_array(values.astype(np.float32), GRID_2MM.affine, code=4).save(tmp_path / f"{name}.nii.gz")
     masks = sorted(tmp_path.glob("*.nii.gz"))
     lesion = stroke(Zones(anatomy), np.random.default_rng(0), masks)
@@ -298,8 +298,8 @@ def test_command_line(tmp_path: Path) -> None:
     from cftools.cli.phantom import main
 
     out = tmp_path / "out"
-    words = ["--contrast", "T1w,FLAIR", "--load", "medium", "--twin", "load=none", "--twin", "load=low,age=+5"]
-    assert main([str(out), *words, "--ages", "30,40"]) == 0
+    words = ["--contrast", "FLAIR", "--load", "medium", "--twin", "load=none", "--twin", "load=low,age=+5"]
+    assert main([str(out), *words, "--ages", "30,40", "--threads", "1"]) == 0
     truth = out / "derivatives" / "truth" / "sub-0001" / "anat"
     assert {path.name for path in truth.glob("*_FLAIR.nii.gz")} == {
         "sub-0001_desc-loadNone_FLAIR.nii.gz",

@@ -26,7 +26,7 @@ from cftools.prepare import GRID_1MM, GRID_2MM
 DESTROYED = ("cavity", "necrosis", "enhancing")
 #: Width of a lesion's border, millimetres: from 12 to 88 % of it within twice this.
 EDGE = 0.7
-#: Log volume that the fluid beside a lesion can give or take at most.
+#: Rate at which the fluid beside a lesion can give or take volume at most.
 MOST_FLUID = 0.9
 
 
@@ -97,7 +97,7 @@ class Zones:
         taken off everything alike.
 
         Args:
-            gains: log volume that each place gains, (X, Y, Z).
+            gains: rate at which each place gains volume, as `flow` takes it, (X, Y, Z).
             near: weight of the fluid there, (X, Y, Z).
         Returns:
             Velocity, (1, 3, *FIELD_SHAPE).

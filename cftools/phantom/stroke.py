@@ -32,7 +32,7 @@ SIZES = (0.6, 1.0)
 MASK_ML = (2.0, 180.0)
 #: Thickness of the scar, millimetres: of what becomes no cavity.
 SCAR = 3.5
-#: Log volume an infarct loses as it scars, how far off, millimetres, fluid fills the room, and how much more readily
+#: Log volume an infarct gains as it scars, how far off, millimetres, fluid fills the room, and how much more readily
 #: the ventricle does so than the sulci (judged).
 SHRINKAGE, NEARBY, VENTRICLE_FIRST = -0.35, 35.0, 5.0
 

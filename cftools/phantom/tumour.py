@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cftools.phantom.lesion import Lesion, Zones, coarse, fine, roughness, soft, tensor
 
-#: Radius of the seed, millimetres, and log volume it gains as it grows; volumes of 10 to 60 ml come of it.
+#: Radius of the seed, millimetres, and what it gains as it grows, as a multiple of its volume.
 RADII, GROWTH = (8.5, 14.0), 1.6
 #: Thickness of the enhancing rim in the seed, millimetres, and its log spread from place to place.
 RIM, UNEVEN = 3.0, 0.4
-#: How far oedema reaches from the core, millimetres, and log volume it gains.
+#: How far oedema reaches from the core, millimetres, and what it gains, as a share of its volume.
 REACH, SWELLING = (12.0, 26.0), 0.35
 #: How far off, millimetres, fluid gives way.
 NEARBY = 35.0
