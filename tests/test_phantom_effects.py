@@ -63,7 +63,7 @@ def grown(subject: Subject) -> Aged:
 
 def part(aged: Aged, *names: str) -> Tensor:
     """Voxels that are nearly all one of these lesion tissues, (X, Y, Z) bool."""
-    lesions = aged.lesions()
+    lesions = aged.lesions
     assert lesions is not None
     return lesions[0, [LESION_TISSUES.index(name) for name in names]].sum(0) > 0.9
 
@@ -117,7 +117,7 @@ def test_loads_are_nested(subject: Subject, well: Aged) -> None:
 
 def test_plaques_change_nothing_elsewhere(subject: Subject, well: Aged) -> None:
     ill = subject.at(AGE, Health(load="high"))
-    lesions = ill.lesions()
+    lesions = ill.lesions
     assert lesions is not None
     outside = lesions.sum(1, keepdim=True) == 0
     assert float(outside.float().mean()) > 0.3
@@ -200,7 +200,7 @@ def test_lesions_stay_in_the_skull_and_in_their_place_when_age_changes(subject: 
 
 def test_two_kinds_of_lesion_at_once(subject: Subject) -> None:
     both = subject.at(AGE, Health(diagnosis="AD", load="low", lesion="stroke"))
-    lesions = both.lesions()
+    lesions = both.lesions
     assert lesions is not None and float(lesions.sum(1).max()) <= 1 + 1e-5
     kinds = lesions[0].sum((1, 2, 3)) > 0
     assert kinds[LESION_TISSUES.index("plaque")] and kinds[LESION_TISSUES.index("cavity")]

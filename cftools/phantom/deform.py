@@ -138,9 +138,9 @@ def flow(rate: Tensor, window: Tensor) -> Tensor:
     lost nothing is compressed, as tissue is not.
 
     Args:
-        rate: (1, 1, *FIELD_SHAPE), per unit time. What starts in a place of rate g grows to 1 + g times its volume, as it
-            grows out of that place; in one of rate -g it shrinks to exp(-g). The mean inside is taken off, as the skull
-            holds.
+        rate: (1, 1, *FIELD_SHAPE), per unit time. What starts in a place of rate g grows to 1 + g times its volume, as
+            it grows out of that place; in one of rate -g it shrinks to exp(-g). The mean inside is taken off, as the
+            skull holds.
         window: likewise, 0 at the skull to 1 inside.
     Returns:
         (1, 3, *FIELD_SHAPE), millimetres.

@@ -222,8 +222,9 @@ class Aged:
         tissues = torch.cat([tissues[:, :1] + missing, tissues[:, 1:]], dim=1) * (cranium > 0.5)
         texture = field.sample(scanner.texture, points)
         ratio = subject.law.contrast(self.age, subject.sex) if CONTRASTS[contrast].ages else 1.0
-        return render(tissues, texture, scanner, ratio, self.lesions())
+        return render(tissues, texture, scanner, ratio, self.lesions)
 
+    @cached_property
     def lesions(self) -> Tensor | None:
         """Fractions of LESION_TISSUES, (1, 8, X, Y, Z) on the anatomy's grid; None where there are none."""
         if self.lesion is None:
@@ -233,14 +234,14 @@ class Aged:
 
     def lesion_mask(self) -> Tensor:
         """1 where more than half of a voxel is lesion, (X, Y, Z) uint8."""
-        lesions = self.lesions()
+        lesions = self.lesions
         if lesions is None:
             return torch.zeros(self.subject.anatomy.labels.shape, dtype=torch.uint8)
         return (lesions.sum(1)[0] > 0.5).to(torch.uint8)
 
     def lesion_ml(self) -> float:
         """Volume of all lesions, ml: their fractions, deformed as the image is."""
-        lesions = self.lesions()
+        lesions = self.lesions
         return 0.0 if lesions is None else float(lesions.sum()) * field.voxel_ml(lesions)
 
     def strip(self) -> Tensor:
@@ -261,7 +262,7 @@ class Aged:
         labels = torch.from_numpy(self.subject.anatomy.labels.astype(np.float32))[None, None]
         moved = field.sample(labels, _points(self.subject.anatomy, self.displacement), mode="nearest")
         labels = moved[0, 0].to(torch.uint8)
-        lesions = self.lesions()
+        lesions = self.lesions
         if lesions is not None:
             labels[(_destroyed(lesions)[0, 0] > 0.5) & (labels > 0)] = LESION_LABEL
         return labels

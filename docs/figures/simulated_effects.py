@@ -75,7 +75,7 @@ def diagnosis() -> Figure:
         image, ml = aged.image()[0, 0].numpy(), aged.volumes()
         title = f"{name}, hippocampi {ml['hippocampus']:.1f} ml"
         show(axes[0, column], image[8:152, :, 92], BRIGHTEST["T1w"], title)
-        show(axes[1, column], image[8:152, 108], BRIGHTEST["T1w"])
+        show(axes[1, column], image[8:152, 90], BRIGHTEST["T1w"])
     return figure
 
 
