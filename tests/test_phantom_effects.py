@@ -15,7 +15,7 @@ from cftools import field
 from cftools.condition import Change
 from cftools.errors import InputError, UsageError
 from cftools.phantom.anatomy import Anatomy, template_anatomy
-from cftools.phantom.cohort import Design, write_cohort
+from cftools.phantom.cohort import Design, Twin, write_cohort
 from cftools.phantom.contrast import CONTRASTS, LESION_TISSUES
 from cftools.phantom.deform import TARGETS, flow, skull_window
 from cftools.phantom.diagnosis import diagnoses
@@ -254,7 +254,7 @@ def test_a_head_holds_the_brain(subject: Subject, well: Aged) -> None:
 
 def test_cohort_of_effects_is_bids(family: Family, tmp_path: Path) -> None:
     out = tmp_path / "effects"
-    twins = [Change.parse("load", "none"), (Change.parse("lesion", "stroke"), Change.parse("age", "+10"))]
+    twins: list[Twin] = [Change.parse("load", "none"), (Change.parse("lesion", "stroke"), Change.parse("age", "+10"))]
     design = Design({"load": ("low",), "diagnosis": ("MCI",)}, ("FLAIR", "T1ce"), skull=True)
     write_cohort(out, family, GRID_2MM, 1, 3, twins, (40.0, 60.0), design=design)
     assert {path.name for path in (out / "sub-0001" / "anat").glob("*.nii.gz")} == {

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from cftools.phantom.lesion import Lesion, Zones, fine, roughness, soft, tensor
-from cftools.prepare import GRID_1MM, GRID_2MM
+from cftools.prepare import GRID_1MM
 
 #: Lesion volume by load, ml, in the anatomy; a subject's own is this times exp(0.25 u). Median loads in published
 #: cohorts lie between a few and about 15 ml, and a third of the patients or fewer have over 20 (recalled; judged).
@@ -105,25 +105,20 @@ class _Places:
             "infratentorial": ~zones.cerebrum * (white > 0.8) * (zones.depth > 10) * 1.0,
         }
         self.chances = {name: np.cumsum(weight, dtype=np.float64) for name, weight in weights.items()}
-        self.gradient = np.stack(np.gradient(_smooth(distance)))
+        self.gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.5))).reshape(3, -1)
 
     def plaque(self, random: np.random.Generator, number: int) -> Plaque:
         """The next plaque; `number` is how many came before."""
         place = str(random.choice(list(PLACES), p=list(PLACES.values())))
         chances = self.chances[place]
-        flat = int(np.searchsorted(chances, random.random() * chances[-1]))
-        voxel = np.unravel_index(min(flat, chances.size - 1), GRID_2MM.shape)
-        centre = self.zones.points[(slice(None), *voxel)] + random.uniform(-1, 1, 3)
+        voxel = min(int(np.searchsorted(chances, random.random() * chances[-1])), chances.size - 1)
+        centre = self.zones.points.reshape(3, -1)[:, voxel] + random.uniform(-1, 1, 3)
         growth = 1 + number / LATER if place == "periventricular" else 1.0
         length = HALF_LENGTH * growth * float(np.exp(LENGTH_SPREAD * np.clip(random.standard_normal(), -2, 2)))
         length = min(length, 14.0)
         slender = random.uniform(0.35, 0.62) if place == "periventricular" else random.uniform(0.6, 0.95)
         # Along the veins, which leave the ventricles at right angles (Dawson's fingers).
-        axis = self.gradient[(slice(None), *voxel)] + random.normal(0, 0.15, 3)
+        axis = self.gradient[:, voxel] + random.normal(0, 0.15, 3)
         kind = random.random()
         name = "active_plaque" if kind < ACTIVE else "black_hole" if kind < ACTIVE + BLACK_HOLES else "plaque"
         return Plaque(centre, axis / np.linalg.norm(axis), length, slender * length, name)
-
-
-def _smooth(distance: np.ndarray) -> np.ndarray:
-    return np.asarray(ndimage.gaussian_filter(distance, 1.5))

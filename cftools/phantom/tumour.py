@@ -33,8 +33,7 @@ def tumour(zones: Zones, random: np.random.Generator) -> Lesion:
     place = (zones.white > 0.7) & zones.cerebrum & (z > -12) & (np.abs(x) > 20)
     place &= (zones.depth > radius + 12) & (zones.from_ventricles > 4)
     chances = np.cumsum(place, dtype=np.float64)
-    voxel = np.unravel_index(int(np.searchsorted(chances, random.random() * chances[-1])), place.shape)
-    centre = zones.points[(slice(None), *voxel)]
+    centre = zones.points.reshape(3, -1)[:, int(np.searchsorted(chances, random.random() * chances[-1]))]
 
     away = zones.points - centre.reshape(3, 1, 1, 1)
     stretch = np.exp(random.normal(0, 0.14, 3)).reshape(3, 1, 1, 1)
