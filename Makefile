@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 help:
 	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
 	@echo "make test     check style and types, run the tests"
-	@echo "make weights  train the bundled weights anew, into runs/ (about an hour and a half; CFTOOLS_DATA names the real scans)"
+	@echo "make weights  train the bundled weights anew, into runs/ (about two hours; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 
 install: $(INSTALLED)

@@ -150,7 +150,8 @@ def main() -> None:
                     rows.append({"variant": label, "setting": setting, "parameters_m": round(millions, 2), **scores})
                     print(label, "|", setting, scores, f"{seconds:.2f} s an edit", flush=True)
     if options.json:
-        facts = {"command": " ".join(sys.argv), "steps": options.steps, "n": options.n, "rows": rows}
+        words = ["$CFTOOLS_DATA/ixi" if word == str(options.ixi) else word for word in sys.argv]
+        facts = {"command": " ".join(words), "steps": options.steps, "n": options.n, "rows": rows}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
 

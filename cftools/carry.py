@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import ndimage
@@ -16,7 +17,9 @@ _PLANES = 16  # in a piece of work, to bound the memory
 _SPLINE_REACH = 4  # voxels beyond the brain that its cubic B-spline needs, besides the displacement
 
 
-def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+def carry_field(
+    prepared: Prepared, displacement: np.ndarray, residual: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
     """Deform the scan on its own grid by a field that lives on the model's.
 
     With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at native world
@@ -29,6 +32,7 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
         prepared: the scan and its way to the grid.
         displacement: (3, X, Y, Z) on the prepared grid, MNI152 millimetres, pull-back; 0 outside the grid.
         residual: (2, X, Y, Z), the offset r in normalised intensity and the gain g; or None.
+        threads: pieces worked on at once; they change no bit of the result.
     Returns:
         (I, J, K) float32, in the scan's own intensities.
     Raises:
@@ -44,28 +48,34 @@ def carry_field(prepared: Prepared, displacement: np.ndarray, residual: np.ndarr
     start = np.array([[extent.start - reach] for extent in box])
     window = _window(native, box, reach)
     low, high = float(window.min()), float(window.max())
-    if field.moves:
-        window[~_window(prepared.mask, box, reach)] = surface(native[box], prepared.mask[box], prepared.offset)
-        spline = ndimage.spline_filter(window, order=3, output=np.float32, mode="mirror")
-        floor = ndimage.minimum_filter(window, size=3)
-        ceiling = ndimage.maximum_filter(window, size=3)
-    for slab in _slabs(box):
+
+    def move(slab: tuple[slice, ...]) -> None:
         mask = prepared.mask[slab]
         values = carried[slab][mask]
         inside = _indices(slab)[:, mask]
+        places = field.places(inside)
         if field.moves:
-            shift = field.at(inside)
+            shift = field.at(places)
             moving = np.abs(shift).max(axis=0) > _STILL
             points = (inside + shift - start)[:, moving]
             sampled = ndimage.map_coordinates(spline, points, order=3, mode="mirror", prefilter=False)
             nearest = tuple(np.rint(points).astype(np.intp))
             values[moving] = np.clip(sampled, floor[nearest], ceiling[nearest])
         if residual is not None:
-            added, gain = (field.sample(one, inside) for one in residual)
+            added, gain = (_read(one, places) for one in residual)
             change = np.float32(prepared.scale) * added + gain * (values - np.float32(prepared.offset))
             changed = change != 0
             values[changed] = np.clip(values[changed] + change[changed], low, high)
         carried[slab][mask] = values
+
+    with ThreadPoolExecutor(threads) as pool:  # scipy works without the interpreter's lock
+        if field.moves:
+            window[~_window(prepared.mask, box, reach)] = surface(native[box], prepared.mask[box], prepared.offset)
+            lowest = pool.submit(ndimage.minimum_filter, window, size=3)
+            highest = pool.submit(ndimage.maximum_filter, window, size=3)
+            spline = ndimage.spline_filter(window, order=3, output=np.float32, mode="mirror")
+            floor, ceiling = lowest.result(), highest.result()
+        list(pool.map(move, _slabs(box)))
     return carried
 
 
@@ -91,7 +101,8 @@ def move_fractions(prepared: Prepared, displacement: np.ndarray, fractions: np.n
     )
     for slab in _slabs(reached):
         indices = _indices(slab)
-        moved[slab] = ndimage.map_coordinates(source, indices + field.at(indices), order=1, mode="nearest")
+        shift = field.at(field.places(indices))
+        moved[slab] = ndimage.map_coordinates(source, indices + shift, order=1, mode="nearest")
     return moved
 
 
@@ -116,16 +127,21 @@ class _Field:
         self.moves = longest > _STILL
         self.reach = int(np.ceil(longest))
 
-    def sample(self, image: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """An image on the model's grid at native voxel indices (3, ...), linear, 0 outside the grid."""
+    def places(self, indices: np.ndarray) -> np.ndarray:
+        """Where native voxel indices (3, ...) lie on the model's grid, in its voxels, (3, ...)."""
         # Not by BLAS, whose bits may depend on its threads.
         points = np.einsum("ij,j...->i...", self._to_grid[:3, :3], indices)
         points += self._to_grid[:3, 3].reshape(3, *[1] * (indices.ndim - 1))
-        return ndimage.map_coordinates(image, points, output=np.float32, order=1, mode="grid-constant")
+        return points
 
-    def at(self, indices: np.ndarray) -> np.ndarray:
-        """Displacements in native voxels at native voxel indices, both (3, ...)."""
-        return np.stack([self.sample(component, indices) for component in self._displacement])
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Displacements in native voxels at places of the model's grid, both (3, ...)."""
+        return np.stack([_read(component, places) for component in self._displacement])
+
+
+def _read(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """An image on the model's grid at places of it, linear, 0 outside."""
+    return ndimage.map_coordinates(image, places, output=np.float32, order=1, mode="grid-constant")
 
 
 def _window(array: np.ndarray, box: tuple[slice, ...], reach: int) -> np.ndarray:

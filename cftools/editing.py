@@ -268,7 +268,7 @@ class Editor:
         sampling: Any = self.plan.preset.sampling
         with torch.inference_mode():
             deformation = method.edit(prepared, source, target, sampling.steps)
-        return carry_field(prepared, deformation.displacement, deformation.residual)
+        return carry_field(prepared, deformation.displacement, deformation.residual, torch.get_num_threads())
 
     def _guess(self, name: str, prepared: Prepared) -> Value:
         """What a model reads off the scan, with a warning that gives its error."""

@@ -75,6 +75,16 @@ def test_whole_voxels_move_exactly() -> None:
     np.testing.assert_allclose(carried[:-2, 1:, :-3], array[2:, :-1, 3:], rtol=1e-5)
 
 
+def test_threads_change_no_bit() -> None:
+    shape = (80, 40, 36)  # five pieces
+    scan = prepared(noise(shape, 1.0), affine(np.eye(3), (0, -16, 4), shape), to_mni=np.diag([1.1, 0.9, 1.0, 1.0]))
+    random = np.random.default_rng(2).standard_normal((5, *COARSE.shape))
+    smooth = np.stack([ndimage.gaussian_filter(one, 3) for one in random]).astype(np.float32)
+    once = carry_field(scan, 60 * smooth[:3], smooth[3:])
+    assert np.abs(once - scan.volume.array).mean() > 10
+    assert carry_field(scan, 60 * smooth[:3], smooth[3:], threads=3).tobytes() == once.tobytes()
+
+
 TILTED = Rotation.from_euler("xyz", (20, -12, 9), degrees=True).as_matrix()
 GRIDS = {
     "anisotropic": (np.diag([1.5, 1.5, 3.0]), (56, 64, 30)),

@@ -69,7 +69,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, parameter in network.named_parameters():
         if name.endswith(("head", "film.weight")):
             torch.nn.init.normal_(parameter, std=0.05)
-    reader = RegressorArchitecture(channels=(4, 4))
+    reader = RegressorArchitecture()
     _bundle(folder, "twin-age-2mm", "twin", network, twin, {"age": AGE, "sex": SEX})
     _bundle(folder, "age-2mm", "reader", Regressor(reader), reader, {"age": AGE}, mean_absolute_error=6.5)
     return folder
@@ -188,11 +188,11 @@ def test_default_name_and_a_grid_and_header_that_stay(brain: Volume, capsys: pyt
 
 
 def test_the_edit_is_the_methods_own(memory: dict[bytes, Prepared]) -> None:
-    assert main(["--age", "+30", "--from", "age=49,sex=F", "sub-01_T1w.nii.gz", "out.nii"]) == 0
+    assert main(["--age", "+30", "--steps", "3", "--from", "age=49,sex=F", "sub-01_T1w.nii.gz", "out.nii"]) == 0
     scan = next(iter(memory.values()))
     flow = FlowMethod(weights.load("twin-age-2mm"))
     known = Condition({"age": 49, "sex": "F"})
-    moved = flow.edit(scan, known, known.do(age=79))
+    moved = flow.edit(scan, known, known.do(age=79), steps=3)
     expected = carry_field(scan, moved.displacement, moved.residual)
     np.testing.assert_array_equal(Volume.load("out.nii").array, expected)
 
@@ -252,12 +252,12 @@ def test_source_matters_and_so_do_steps() -> None:
     for name, words in {
         "a.nii": ["--from", "age=49"],
         "b.nii": ["--from", "age=20"],
-        "c.nii": ["--from", "age=49", "--steps", "2"],
+        "c.nii": ["--from", "age=49", "--steps", "5"],
     }.items():
         assert main(["--age", "+30", *words, "sub-01_T1w.nii.gz", name]) == 0
     assert len({Path(name).read_bytes() for name in ("a.nii", "b.nii", "c.nii")}) == 3
     ours = _sidecar("c.json")["cftools"]
-    assert isinstance(ours, dict) and ours["preset"]["sampling"] == {"steps": 2}
+    assert isinstance(ours, dict) and ours["preset"]["sampling"] == {"steps": 5}
 
 
 def test_several_scans_need_a_folder(refused: Refused, brain: Volume) -> None:

@@ -13,7 +13,7 @@ from cftools import field
 from cftools.condition import Condition
 from cftools.errors import ConditionError, WeightsError
 from cftools.methods import FlowMethod, ScalarReader, changed, integrate
-from cftools.nets.regressor import Regressor, RegressorArchitecture
+from cftools.nets.regressor import PLACES, Regressor, RegressorArchitecture
 from cftools.nets.twin import Flow, TwinArchitecture, TwinNet
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import load_law
@@ -102,7 +102,7 @@ def test_steps_are_composed_through_the_moved_scan(prepared: Prepared) -> None:
     moved = Prepared(prepared.volume, there, GRID_2MM, np.eye(4), there > 0, 0.0, 1.0)
     two = flow.edit(moved, half, last)
     expected = field.compose(u, torch.from_numpy(two.displacement)[None])[0].numpy()
-    assert np.abs(both.displacement - expected).mean() < 0.01 * np.abs(expected).mean()
+    assert np.abs(both.displacement - expected).mean() < 0.03 * np.abs(expected).mean()  # the surface is another
     assert np.abs(expected).max() > 0.2
     assert both.residual is None
 
@@ -166,16 +166,30 @@ def test_tensors_of_another_shape_are_refused() -> None:
 
 def test_reader_reads_within_the_range(prepared: Prepared) -> None:
     torch.manual_seed(0)
-    net = Regressor(RegressorArchitecture((4, 8)))
+    net = Regressor(RegressorArchitecture())
     known = {"age": VARIABLES["age"]}
     reader = ScalarReader(
-        Checkpoint("age", dict(net.state_dict()), facts("reader", {"channels": [4, 8]}, known), "0" * 64)
+        Checkpoint("age", dict(net.state_dict()), facts("reader", {"fluid": [0.6, 0.95]}, known), "0" * 64)
     )
     with torch.no_grad():
         age = reader.read(prepared)
         reader.network.read.bias.fill_(50)
         assert 5 <= age <= 100 and reader.read(prepared) == 100
     assert math.isnan(reader.error)
+
+
+def test_reader_sees_deep_fluid_and_neither_edge_nor_brightness() -> None:
+    net = Regressor(RegressorArchitecture(depth=5))
+    brain = torch.zeros(1, 1, *GRID_2MM.shape)
+    brain[..., 8:72, 8:88, 8:80] = 1.0
+    ventricle, sulcus = brain.clone(), brain.clone()
+    ventricle[..., 36:44, 40:56, 40:48] = 0.3
+    sulcus[..., 8:13, 8:88, 8:80] = 0.3
+    assert float(net.fluid(brain).max()) == float(net.fluid(sulcus).max()) == 0
+    seen = net.fluid(ventricle)
+    assert seen.shape == (1, 1, *PLACES) and float(seen[..., 9:11, 10:14, 10:12].min()) == 1
+    assert float(seen.sum()) == 2 * 4 * 2, "and nothing elsewhere"
+    torch.testing.assert_close(net.fluid(1.3 * ventricle), seen)
 
 
 @pytest.mark.slow

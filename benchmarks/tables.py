@@ -1,0 +1,215 @@
+"""The tables of docs/twin-flow.md, made of docs/results.
+
+python benchmarks/tables.py           # prints them
+python benchmarks/tables.py --write   # puts them between the markers in docs/twin-flow.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "twin-flow.md"
+
+
+def facts(name: str) -> Any:
+    """What a benchmark wrote."""
+    return json.loads((DOCS / "results" / f"{name}.json").read_text())
+
+
+def rows(*lines: Sequence[str]) -> str:
+    """A Markdown table; the first line is its head."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])
+
+
+def truth_of(name: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores by change, then by metric."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for row in facts(name)["rows"]:
+        table.setdefault(row["setting"], {})[row["metric"]] = row
+    return table
+
+
+def interval(row: dict[str, float]) -> str:
+    """0.39 [0.35, 0.43]"""
+    return f"{row['ours']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+CHANGES = {"agePlus30": "+30 years", "ageMinus30": "-30 years"}
+
+
+def truth() -> str:
+    """Fidelity to the truth on the normative law and the average brain."""
+    table = truth_of("truth-normative")
+    lines = [("change", "truth_ratio", "PSNR, dB (doing nothing)", "MS-SSIM (doing nothing)", "n")]
+    for setting, change in CHANGES.items():
+        found = table[setting]
+        psnr, similar, ratio = found["psnr_db"], found["ms_ssim"], found["truth_ratio"]
+        lines.append(
+            (
+                change,
+                interval(ratio),
+                f"{psnr['ours']:.1f} ({psnr['nothing']:.1f})",
+                f"{similar['ours']:.3f} ({similar['nothing']:.3f})",
+                f"{ratio['n']:.0f}",
+            )
+        )
+    return rows(*lines)
+
+
+def elsewhere() -> str:
+    """truth_ratio under other laws and on other anatomy, and what the simulator's own field reaches."""
+    sets = {
+        "normative law, MNI152": "truth-normative",
+        "altered law, MNI152": "truth-altered",
+        "normative law, unseen IXI": "truth-ixi",
+    }
+    tables = {label: truth_of(name) for label, name in sets.items()}
+    floors = {"normative law, MNI152": facts("truth-floor"), "altered law, MNI152": facts("truth-floor-altered")}
+    lines = [("change", *sets)]
+    for setting, change in CHANGES.items():
+        lines.append((change, *(interval(table[setting]["truth_ratio"]) for table in tables.values())))
+    lines.append(("both", *(interval(table["overall"]["truth_ratio"]) for table in tables.values())))
+    for setting, change in CHANGES.items():
+        cells = []
+        for label in sets:
+            floor = floors.get(label, {}).get(f"{setting}: field")
+            cells.append(f"{floor['truth_ratio']:.2f}" if floor else "")
+        lines.append((f"{change}, a field that knows the normative law", *cells))
+    return rows(*lines)
+
+
+NAMES = {
+    "lateral_ventricles": "lateral ventricles",
+    "third_ventricle": "third ventricle",
+    "hippocampi": "hippocampi",
+    "grey_matter": "grey matter",
+    "brain": "brain",
+}
+
+
+def _difference(row: dict[str, Any]) -> str:
+    return f"{row['difference']:+.0f} % [{row['low']:+.0f}, {row['high']:+.0f}]"
+
+
+def real() -> str:
+    """Young adults aged to the age of the really old."""
+    groups = {
+        (row["structure"], row["sex"], row["head_size_normalised"]): row for row in facts("real-ageing")["groups"]
+    }
+    lines = [("structure", "young", "aged by cf-edit (SD)", "really old (SD)", "difference", "at equal head size")]
+    for name, label in NAMES.items():
+        row, scaled = groups[name, "FM", False], groups[name, "FM", True]
+        digits = 1 if row["young_ml"] < 100 else 0
+        lines.append(
+            (
+                label,
+                f"{row['young_ml']:.{digits}f}",
+                f"{row['aged_ml']:.{digits}f} ({row['aged_sd']:.{digits}f})",
+                f"{row['real_ml']:.{digits}f} ({row['real_sd']:.{digits}f})",
+                _difference(row),
+                _difference(scaled),
+            )
+        )
+    by_sex = "; ".join(
+        f"{label} F {_difference(groups[name, 'F', False])}, M {_difference(groups[name, 'M', False])}"
+        for name, label in NAMES.items()
+    )
+    return f"{rows(*lines)}\n\nBy sex, not normalised: {by_sex}."
+
+
+def laws() -> str:
+    """Composition, reversal and the rest."""
+    table = facts("consistency")
+    labels = {
+        "null_edit_largest_difference": "+0 against the input, largest difference",
+        "reversal": "+30 then -30 against the input",
+        "composition": "+15 twice against +30",
+        "sharpness_ratio": "sharpness after over before (mean squared Laplacian)",
+        "outside_largest_difference": "outside the brain mask, largest difference",
+    }
+    lines = [("", *(f"{steps.replace('1 steps', 'one shot')}: median (worst)" for steps in table))]
+    for key, label in labels.items():
+        cells = []
+        for scans in table.values():
+            values = [scan[key] for scan in scans.values()]
+            worst = min(values) if key == "sharpness_ratio" else max(values)
+            digits = 2 if any(values) else 0
+            cells.append(f"{statistics.median(values):.{digits}f} ({worst:.{digits}f})")
+        lines.append((label, *cells))
+    same = all(scan["same_header"] for scans in table.values() for scan in scans.values())
+    return rows(*lines, ("header and affine the same", *("yes" if same else "no" for _ in table)))
+
+
+def speed() -> str:
+    """Seconds and memory."""
+    found = facts("speed")["rows"]
+    labels = {
+        "cf-edit --age +30": "`cf-edit --age +30`",
+        "each further age of the sweep": "each further age of a sweep",
+        "cf-edit --help": "`cf-edit --help`",
+        "nibabel: read and write": "nibabel reading and writing the same scan",
+    }
+    lines = [("", "seconds", "peak")]
+    for key, label in labels.items():
+        row = found[key]
+        lines.append((label, f"{row['seconds']:.2g}", f"{row['peak_mib']} MiB" if row["peak_mib"] else ""))
+    return rows(*lines)
+
+
+def ablation() -> str:
+    """truth_ratio by variant and test set."""
+    found = facts("twin-ablation")["rows"]
+    settings = list(dict.fromkeys(row["setting"] for row in found))
+    lines = [("variant", "parameters", *settings)]
+    for variant in dict.fromkeys(row["variant"] for row in found):
+        mine = {row["setting"]: row for row in found if row["variant"] == variant}
+        cells = [f"{mine[s]['truth_ratio']:.2f} [{mine[s]['low']:.2f}, {mine[s]['high']:.2f}]" for s in settings]
+        lines.append((variant, f"{next(iter(mine.values()))['parameters_m']} M", *cells))
+    return rows(*lines)
+
+
+def age() -> str:
+    """How far off the age model is."""
+    lines = [("scans", "n", "mean absolute error, years", "bias, years")]
+    for name, row in facts("age-model").items():
+        off = f"{row['mean_absolute_error']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+        lines.append((name, str(row["n"]), off, f"{row['bias']:+.1f}"))
+    return rows(*lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "truth": truth,
+    "elsewhere": elsewhere,
+    "real": real,
+    "laws": laws,
+    "speed": speed,
+    "ablation": ablation,
+    "age": age,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    page = PAGE.read_text()
+    for name, table in TABLES.items():
+        marked = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if marked.search(page):
+            made = table()
+            page = marked.sub(lambda found, made=made: f"{found[1]}\n{made}\n\n{found[2]}", page)
+            print(f"{made}\n")
+    if options.write:
+        PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
