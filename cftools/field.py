@@ -24,6 +24,12 @@ def identity(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tens
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
+def voxel_ml(image: Tensor) -> float:
+    """Volume of a voxel of (B, C, X, Y, Z), ml."""
+    x, y, z = (extent / n for extent, n in zip(BOX, image.shape[2:], strict=True))
+    return x * y * z / 1000
+
+
 def sample(image: Tensor, points: Tensor, padding: str = "border", mode: str = "bilinear") -> Tensor:
     """Values of image (B, C, X, Y, Z) at points (B, 3, X', Y', Z'), millimetres from the box's centre; linear."""
     half = torch.tensor(BOX, device=points.device).view(1, 3, 1, 1, 1) / 2

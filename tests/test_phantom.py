@@ -181,6 +181,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }
     assert capsys.readouterr().out.strip() == str(out)
     assert main([str(out)]) == 2, "not empty"
-    for words in (["--twin", "age"], ["--ages", "40,30"], ["--contrast", "T2w"], ["--voxel-size", "3"]):
+    for words in (["--twin", "age"], ["--ages", "40,30"], ["--contrast", "PDw"], ["--voxel-size", "3"]):
         assert main([str(tmp_path / "new"), *words]) == 2
         assert not (tmp_path / "new").exists()

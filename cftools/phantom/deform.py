@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import cg
 from torch import Tensor
 
 from cftools import field
@@ -68,9 +69,7 @@ class Knobs:
     def of(cls, anatomy: Anatomy) -> Knobs:
         """Build the fields of an anatomy."""
         regions = anatomy.regions[0, [STRUCTURES.index(name) for name in TARGETS]]
-        inside = functional.avg_pool3d(anatomy.regions.sum(1, keepdim=True), 2) > 0.5
-        depth = ndimage.distance_transform_edt(inside[0, 0].numpy()) * SPACING
-        window = torch.from_numpy((depth / RIM).clip(0, 1).astype(np.float32))[None, None]
+        inside, window = skull_window(anatomy)
         gradients = torch.stack(torch.gradient(regions, spacing=SPACING / 2, dim=(1, 2, 3)), dim=1)
         outward = -functional.avg_pool3d(gradients, 2)
         fields = torch.cat(
@@ -123,6 +122,53 @@ class Knobs:
             if (growth - expected).abs().max() < 0.01:
                 break
         return amounts
+
+
+def skull_window(anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+    """The inside of the skull, (1, 1, *FIELD_SHAPE) bool, and 0 at it to 1 from RIM inwards, likewise."""
+    inside = functional.avg_pool3d(anatomy.regions.sum(1, keepdim=True), 2) > 0.5
+    depth = ndimage.distance_transform_edt(inside[0, 0].numpy()) * SPACING
+    return inside, torch.from_numpy((depth / RIM).clip(0, 1).astype(np.float32))[None, None]
+
+
+def flow(rate: Tensor, window: Tensor) -> Tensor:
+    """The gentlest velocity under which every place gains volume at a given rate and nothing passes the skull.
+
+    v = w grad p with div v = rate, by conjugate gradients on the fluxes between voxels: where no volume is gained or
+    lost nothing is compressed, as tissue is not.
+
+    Args:
+        rate: (1, 1, *FIELD_SHAPE), per unit time. What starts in a place of rate g grows to 1 + g times its volume, as
+            it grows out of that place; in one of rate -g it shrinks to exp(-g). The mean inside is taken off, as the
+            skull holds.
+        window: likewise, 0 at the skull to 1 inside.
+    Returns:
+        (1, 3, *FIELD_SHAPE), millimetres.
+    """
+    weight = window[0, 0].numpy().astype(np.float64)
+    inside = weight > 0
+    number = np.cumsum(inside).reshape(inside.shape) - 1
+    sides, steps, carried = [], [], []
+    for axis in range(3):
+        low, high = (tuple(cut if a == axis else slice(None) for a in range(3)) for cut in (slice(-1), slice(1, None)))
+        joined = inside[low] & inside[high]
+        ends = number[low][joined], number[high][joined]
+        count = len(ends[0])
+        entries = np.repeat([-1.0, 1.0], count), (np.tile(np.arange(count), 2), np.concatenate(ends))
+        sides.append((low, high, joined))
+        steps.append(sparse.csr_matrix(entries, shape=(count, int(inside.sum()))))
+        carried.append(np.minimum(weight[low], weight[high])[joined])
+    laplacian = sum(step.T @ sparse.diags(share) @ step for step, share in zip(steps, carried, strict=True))
+    wanted = rate[0, 0].numpy()[inside].astype(np.float64)
+    wanted = (wanted.mean() - wanted) * SPACING**2
+    pressure, _ = cg(laplacian, wanted, rtol=1e-4, M=sparse.diags(1 / laplacian.diagonal()))
+    velocity = np.zeros((3, *inside.shape), np.float32)
+    for axis, (low, high, joined) in enumerate(sides):
+        flux = np.zeros(joined.shape, np.float32)
+        flux[joined] = carried[axis] * (steps[axis] @ pressure) / SPACING
+        velocity[(axis, *low)] += flux / 2
+        velocity[(axis, *high)] += flux / 2
+    return torch.from_numpy(velocity)[None]
 
 
 def _divergence(fields: Tensor) -> Tensor:
