@@ -42,13 +42,13 @@ class Scan:
     brain: Path | None
 
 
-def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) -> list[Scan]:
-    """The raw scans of a BIDS folder with one suffix, in order of their names.
+def find_scans(folder: Path, contrast: str = "T1w", labels: Sequence[str] = ()) -> list[Scan]:
+    """The raw scans of a BIDS folder in one contrast, in order of their names.
 
     Args:
         folder: holds sub-*/[ses-*/]anat/.
-        suffix: "T1w" and so on; scans with a ce- entity are another contrast, those with desc- were made of
-            others; both are left out.
+        contrast: a BIDS suffix, or T1ce for T1w with a ce- entity; scans with desc- were made of others and are left
+            out.
         labels: subjects to keep, with or without "sub-"; all when empty.
     Raises:
         UsageError: a label is not there. InputError: there is no such scan at all, or a table is bad.
@@ -59,14 +59,14 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         path
         for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
         for path in folder.glob(pattern)
-        if _stem(path).endswith(f"_{suffix}")
-        and "_ce-" not in path.name
+        if _suffix(_stem(path)) is not None
+        and contrast_of(path) == contrast
         and "_desc-" not in path.name
         and path.name.endswith(IMAGE_ENDINGS)
     )
     missing = wanted - {_part(path, "sub") for path in found}
     if missing:
-        raise UsageError(f"{folder}: no {suffix} scan of {', '.join(sorted(missing))}")
+        raise UsageError(f"{folder}: no {contrast} scan of {', '.join(sorted(missing))}")
     scans = []
     for path in found:
         subject = _part(path, "sub")
@@ -76,7 +76,7 @@ def find_scans(folder: Path, suffix: str = "T1w", labels: Sequence[str] = ()) ->
         age, sex = read_age(person.get("age")), read_sex(person.get("sex"))
         scans.append(Scan(path, subject, _part(path, "ses"), age, sex, _brain_of(folder, subject, _part(path, "ses"))))
     if not scans:
-        raise InputError(f"{folder}: no sub-*/anat/*_{suffix}.nii.gz in it: is it a BIDS folder?")
+        raise InputError(f"{folder}: no {contrast} scan in sub-*/anat: is it a BIDS folder?")
     return scans
 
 

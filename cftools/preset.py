@@ -17,8 +17,8 @@ from typing import Any, Literal
 from cftools.errors import PresetError
 from cftools.schema import FrozenMapping, plain, read, rest
 
-MethodName = Literal["flow", "diffusion", "generator", "token", "reader"]
-Task = Literal["edit", "synth", "translate", "read"]
+MethodName = Literal["flow", "diffusion", "generator", "token", "reader", "space"]
+Task = Literal["edit", "synth", "translate", "read", "encode"]
 Carry = Literal["field", "residual", "warp", "replace", "region"]
 Size = Literal["bundled", "full"]
 
@@ -29,6 +29,7 @@ ROLES: dict[MethodName, tuple[str, ...]] = {
     "generator": ("generator", "encoder"),
     "token": ("transformer", "space"),
     "reader": ("reader",),
+    "space": ("space",),
 }
 #: Solvers that return a zero std: noise would be drawn for nothing, and only they can be run backwards.
 DETERMINISTIC = ("ddim", "euler", "heun")
@@ -128,8 +129,8 @@ class TokenSampling:
 
 
 @dataclass(frozen=True)
-class ReaderSampling:
-    """A network that reads a variable off a scan has nothing to choose."""
+class NoSampling:
+    """A network that reads a variable off a scan, or encodes it, has nothing to choose."""
 
 
 SAMPLINGS: dict[MethodName, type] = {
@@ -137,7 +138,8 @@ SAMPLINGS: dict[MethodName, type] = {
     "diffusion": DiffusionSampling,
     "generator": GeneratorSampling,
     "token": TokenSampling,
-    "reader": ReaderSampling,
+    "reader": NoSampling,
+    "space": NoSampling,
 }
 
 
@@ -208,7 +210,7 @@ class Preset:
     method: MethodName
     tasks: tuple[Task, ...]
     weights: Mapping[str, tuple[str, ...]]
-    sampling: FlowSampling | DiffusionSampling | GeneratorSampling | TokenSampling | ReaderSampling
+    sampling: FlowSampling | DiffusionSampling | GeneratorSampling | TokenSampling | NoSampling
     carry: Carry | None = None
     tuned: Mapping[str, Mapping[str, Any]] = FrozenMapping()
     recipe: tuple[Recipe, ...] = ()
@@ -222,7 +224,7 @@ class Preset:
             _require(bool(names) and all(names), f"weights.{role}: name one at least")
         _require(roles[0] in self.weights, f"weights.{roles[0]} is missing")
         _require(
-            (self.carry is None) == (set(self.tasks) <= {"synth", "read"}),
+            (self.carry is None) == (set(self.tasks) <= {"synth", "read", "encode"}),
             "carry goes with edit and translate",
         )
         paired = getattr(self.sampling, "noise", None) == "paired"

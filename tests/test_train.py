@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cftools.errors import UsageError
-from cftools.train.loop import Schedule, train
+from cftools.train.loop import Product, Schedule, train
 
 
 class Points(Dataset[dict[str, Tensor]]):
@@ -47,6 +47,9 @@ class Line:
 
     def description(self) -> dict[str, Any]:
         return {"width": self.width}
+
+    def product(self, network: nn.Module) -> Product:
+        return Product(network)
 
 
 SCHEDULE = Schedule(60, learning_rate=0.05, ema=0.9, workers=0, save_every=10, log_every=5)

@@ -1,17 +1,24 @@
-"""Real scans as anatomy for the simulator: what `cf-phantom --base` and `cf-train --data` have in common."""
+"""Real scans for the simulator and for training: what `cf-phantom --base` and `cf-train` have in common."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cftools.cli import options, terminal
 from cftools.errors import CftoolsError, CftoolsWarning, InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cftools.cohort import Scan
     from cftools.phantom.anatomy import Anatomy
     from cftools.prepare import Grid
+    from cftools.volume import Volume
+
+Made = TypeVar("Made")
 
 
 def base_anatomies(
@@ -27,28 +34,76 @@ def base_anatomies(
     Raises:
         InputError: none is left.
     """
-    from cftools.cohort import find_scans
     from cftools.phantom.anatomy import scan_anatomy
-    from cftools.volume import Volume
+
+    def made(scan: Scan, volume: Volume) -> Anatomy:
+        if scan.age is None:
+            raise InputError(f"{scan.path}: its age is not known, so it cannot be an anatomy to age")
+        return scan_anatomy(volume, scan.age, scan.sex, scan.subject, grid)
+
+    anatomies = _each(_chosen(folder, "T1w", labels, ages, option), made, "anatomies")
+    if not anatomies:
+        raise InputError(f"{folder}: no scan in it can serve as anatomy")
+    return anatomies
+
+
+def real_images(
+    folder: Path,
+    grid: Grid,
+    contrasts: Sequence[str],
+    labels: list[str] | None = None,
+    ages: str | None = None,
+    option: str = "--data-ages",
+) -> list[Tensor]:
+    """The scans of a BIDS folder as they are, (1, X, Y, Z) each, normalised on the grid; arguments as above.
+
+    Args:
+        contrasts: which scans; those that the folder does not have are left out.
+    Raises:
+        InputError: none is left.
+    """
+    import torch
+
+    from cftools.prepare import prepare
+
+    def made(scan: Scan, volume: Volume) -> Tensor:
+        return torch.from_numpy(prepare(volume, grid).image)[None].clamp(0, 1.5)
+
+    scans = []
+    for contrast in contrasts:
+        try:
+            scans += _chosen(folder, contrast, labels, ages, option)
+        except InputError:
+            continue
+    images = _each(scans, made, "scans")
+    if not images:
+        raise InputError(f"{folder}: no {' or '.join(contrasts)} scan in it can be used")
+    return images
+
+
+def _chosen(folder: Path, contrast: str, labels: list[str] | None, ages: str | None, option: str) -> list[Scan]:
+    from cftools.cohort import find_scans
 
     wanted = [name for text in labels or [] for name in text.split(",")]
     low, high = options.numbers(ages, 2, option) if ages else (0.0, 130.0)
-    scans = [scan for scan in find_scans(folder, labels=wanted) if scan.age is None or low <= scan.age <= high]
-    anatomies = []
-    with terminal.progress("anatomies") as report:
+    return [scan for scan in find_scans(folder, contrast, wanted) if scan.age is None or low <= scan.age <= high]
+
+
+def _each(scans: list[Scan], make: Callable[[Scan, Volume], Made], title: str) -> list[Made]:
+    """What is made of each scan, its brain cut out where a mask is known; those that fail with a warning alone."""
+    from cftools.volume import Volume
+
+    found = []
+    with terminal.progress(title) as report:
         for done, scan in enumerate(scans, start=1):
             try:
-                if scan.age is None:
-                    raise InputError(f"{scan.path}: its age is not known, so it cannot be an anatomy to age")
                 volume = Volume.load(scan.path)
                 if scan.brain is not None:
                     brain = Volume.load(scan.brain)
                     volume.check_same_grid(brain)
                     volume = volume.with_array(volume.array * (brain.array > 0))
-                anatomies.append(scan_anatomy(volume, scan.age, scan.sex, scan.subject, grid))
+                found.append(make(scan, volume))
             except CftoolsError as error:
                 warnings.warn(f"left out: {error}", CftoolsWarning, stacklevel=2)
             report(done, len(scans), note=scan.subject)
-    if not anatomies:
-        raise InputError(f"{folder}: no scan in it can serve as anatomy")
-    return anatomies
+    return found

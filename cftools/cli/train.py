@@ -22,14 +22,19 @@ def train(
     ],
     condition: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What it learns to change, or to read; by default age."),
+        typer.Option(metavar="NAME", help="What it learns to change, to read or to be told; by default all it can."),
     ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="BIDS",
-            help="Also simulate on the anatomy of these T1w scans (as cf-phantom --base); repeatable.",
+            help="Also simulate on the anatomy of these T1w scans (as cf-phantom --base), and let an autoencoder see "
+            "them as they are; repeatable.",
         ),
+    ] = None,
+    real: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="BIDS", help="Scans that an autoencoder sees as they are, in any contrast; repeatable."),
     ] = None,
     participant_label: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Which of --data; repeatable, comma lists.")
@@ -54,7 +59,7 @@ def train(
     ] = None,
     init: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Start from these weights: fine-tune.")] = None,
     source: Annotated[
-        str, typer.Option(metavar="TEXT", help="What --data is and its licence, for the weights' record.")
+        str, typer.Option(metavar="TEXT", help="What --data and --real are and their licence, for the weights' record.")
     ] = "",
     licence: Annotated[str, typer.Option(metavar="SPDX", help="Licence of the weights.")] = "Apache-2.0",
     workers: Annotated[
@@ -85,32 +90,43 @@ def train(
         recipe = replace(recipe, initial=init)
     if size not in ("bundled", "full"):
         raise UsageError(f"--size {size}: bundled or full")
-    if data and not source:
-        raise UsageError("--data needs --source: say what the scans are and under which licence, for the record")
+    if (data or real) and not source:
+        raise UsageError(
+            "--data and --real need --source: say what the scans are and under which licence, for the record"
+        )
     if not template and not data:
         raise UsageError("--no-template leaves no anatomy: name scans with --data")
 
     import torch
 
-    from cftools.cli.bases import base_anatomies
+    from cftools.cli.bases import base_anatomies, real_images
     from cftools.phantom.anatomy import template_anatomy
     from cftools.phantom.law import load_law
     from cftools.prepare import GRID_2MM
-    from cftools.train.recipes import check, run
+    from cftools.train.recipes import check, contrasts_of, run, takes_real, usual
 
-    conditions = [name for text in condition or ["age"] for name in text.split(",")]
+    if real and not takes_real(recipe):
+        raise UsageError(f"--real: a {recipe.objective} learns from simulated subjects alone")
+    conditions = [name for text in condition or usual(recipe) for name in text.split(",")]
     check(recipe, conditions)
     chosen_law = load_law(law)
     torch.set_num_threads(threads or options.usable_cpus())
     anatomies = [template_anatomy(GRID_2MM)] if template else []
     for folder in data or []:
         anatomies += base_anatomies(folder, GRID_2MM, participant_label, data_ages, "--data-ages")
+    images = []
+    if takes_real(recipe):
+        for folder in data or []:
+            images += real_images(folder, GRID_2MM, contrasts_of(recipe), participant_label, data_ages)
+        for folder in real or []:
+            images += real_images(folder, GRID_2MM, contrasts_of(recipe))
     names = "MNI152 average (ICBM 2009a, as nilearn ships it)" if template else ""
     with terminal.progress("training") as report:
         path = run(
             recipe,
             conditions,
             anatomies,
+            images,
             chosen_law,
             seed,
             out,

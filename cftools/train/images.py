@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ class Scans:
 
     Attributes:
         family: where subjects come from; seed: of the draws; ages: how many of each subject.
+        contrasts: each subject is scanned in one of these.
     """
 
     family: Family
     seed: int
     ages: int = 1
+    contrasts: tuple[str, ...] = ("T1w",)
 
     def subject(self, number: int) -> list[Aged]:
         """A subject at its ages, drawn evenly over AGES."""
@@ -39,8 +42,29 @@ class Scans:
 
     def image(self, number: int) -> Tensor:
         """The first scan of a subject, (1, X, Y, Z), normalised."""
+        contrast = self.contrasts[int(np.random.default_rng([self.seed, 9, number]).integers(len(self.contrasts)))]
         with torch.inference_mode():
-            return normalised(self.subject(number)[0])[0].clone()
+            return normalised(self.subject(number)[0], contrast)[0].clone()
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Simulated scans with real ones among them; the same number always gives the same.
+
+    Attributes:
+        real: (1, X, Y, Z) each, normalised; share: of the numbers that give one of them.
+    """
+
+    scans: Scans
+    real: Sequence[Tensor]
+    share: float
+
+    def image(self, number: int) -> Tensor:
+        """A scan, (1, X, Y, Z), normalised."""
+        random = np.random.default_rng([self.scans.seed, 10, number])
+        if self.real and random.random() < self.share:
+            return self.real[int(random.integers(len(self.real)))]
+        return self.scans.image(number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +89,7 @@ class Encoder:
         facts = checkpoint.facts
         if facts.space is None:
             raise weights.WeightsError(f"{name}: does not say what it encodes to: train it anew")
-        arguments = {
+        arguments: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in plain(facts.architecture_arguments).items()
         }

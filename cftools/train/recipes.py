@@ -17,6 +17,7 @@ from cftools.errors import PresetError, UsageError
 from cftools.nets.regressor import RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import TEMPLATE, Anatomy
+from cftools.phantom.contrast import CONTRASTS
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
@@ -40,6 +41,7 @@ class Job:
 
     Attributes:
         losses, data: the recipe's tables with what holds unless they say otherwise.
+        real: scans as they are, (1, X, Y, Z) each, normalised on the grid.
         record: what decides the data, for the run's settings.
     """
 
@@ -49,6 +51,7 @@ class Job:
     seed: int
     losses: Mapping[str, float]
     data: Mapping[str, Any]
+    real: Sequence[torch.Tensor]
     record: dict[str, Any]
 
     @property
@@ -64,18 +67,20 @@ class Kind:
     Attributes:
         conditions: names it may learn; alone: only one of them.
         losses, data: keys of the recipe's tables that it knows, and what holds without them.
+        real: whether it can also learn from scans as they are.
         architecture: of the recipe, for the conditions named.
         objective: of that architecture.
-        variables: what its network is told or tells.
+        context: variables its network is told whatever it learns.
     """
 
     conditions: tuple[str, ...]
     alone: bool
     losses: Mapping[str, float]
     data: Mapping[str, Any]
+    real: bool
     architecture: Callable[[Recipe, Sequence[str]], Any]
     objective: Callable[[Job, Any], Objective]
-    variables: Mapping[str, Variable]
+    context: tuple[str, ...] = ()
 
 
 def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchitecture:
@@ -114,9 +119,10 @@ def _autoencoder_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 
 def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.autoencoder import AutoencoderObjective, Patches
-    from cftools.train.images import Scans
+    from cftools.train.images import Mixed, Scans
 
-    images = Scans(job.family, job.seed)
+    scans = Scans(job.family, job.seed, contrasts=tuple(job.data["contrasts"]))
+    images = Mixed(scans, job.real, float(job.data["real"]))
     patches = Patches(images.image, job.seed, job.cohort, int(job.data["patch"]), int(job.data["patches"]))
     return AutoencoderObjective(
         architecture, patches, images.image, GRID_2MM.shape, job.seed, dict(job.losses), job.record
@@ -170,19 +176,20 @@ OBJECTIVES = {
         False,
         {"field": 0.0, "volume": 0.0, "smooth": 0.0},
         _SUBJECTS,
+        False,
         _twin_architecture,
         _twin_objective,
-        VARIABLES,
+        tuple(VARIABLES),
     ),
-    "reader": Kind(("age",), True, {}, _SUBJECTS, _reader_architecture, _reader_objective, {"age": VARIABLES["age"]}),
+    "reader": Kind(("age",), True, {}, _SUBJECTS, False, _reader_architecture, _reader_objective),
     "autoencoder": Kind(
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
-        {**_SUBJECTS, "patch": 64, "patches": 2},
+        {**_SUBJECTS, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
+        True,
         _autoencoder_architecture,
         _autoencoder_objective,
-        {},
     ),
     "diffusion": Kind(
         tuple(VARIABLES),
@@ -198,9 +205,9 @@ OBJECTIVES = {
             "prediction": "eps",
             "dropout": 0.1,
         },
+        False,
         _diffusion_architecture,
         _diffusion_objective,
-        VARIABLES,
     ),
 }
 
@@ -231,16 +238,38 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
             value = recipe.data.get(name, usual)
             if isinstance(value, bool) or not isinstance(value, int) or value < min(usual, 1):
                 raise PresetError(f"data.{name}: {value!r} is no number of {name}")
-    share = recipe.data.get("template", 0.0)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise PresetError(f"data.template: {share!r} is no share between 0 and 1")
+    for name in ("template", "real", "dropout"):
+        share = recipe.data.get(name, 0.0)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise PresetError(f"data.{name}: {share!r} is no share between 0 and 1")
+    for name in contrasts_of(recipe):
+        if name not in CONTRASTS:
+            raise PresetError(f"data.contrasts: {name!r}: the simulator has {', '.join(CONTRASTS)}")
     return kind.architecture(recipe, conditions)
+
+
+def usual(recipe: Recipe) -> tuple[str, ...]:
+    """The conditions that a recipe's objective learns unless it is told."""
+    kind = OBJECTIVES.get(recipe.objective)
+    return kind.conditions if kind else ()
+
+
+def takes_real(recipe: Recipe) -> bool:
+    """Whether it can also learn from scans as they are."""
+    kind = OBJECTIVES.get(recipe.objective)
+    return kind is not None and kind.real
+
+
+def contrasts_of(recipe: Recipe) -> tuple[str, ...]:
+    """What a recipe trains for."""
+    return tuple(recipe.data.get("contrasts", ("T1w",)))
 
 
 def run(
     recipe: Recipe,
     conditions: Sequence[str],
     anatomies: list[Anatomy],
+    real: Sequence[torch.Tensor],
     law: AgeingLaw,
     seed: int,
     out: Path,
@@ -258,6 +287,7 @@ def run(
         recipe: of a preset, with the flags in it.
         conditions: what the network learns to change or to read.
         anatomies: real brains to simulate subjects from.
+        real: scans to learn from as they are, (1, X, Y, Z) each, normalised on the 2 mm grid.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
     Raises:
@@ -269,6 +299,7 @@ def run(
     record = {
         "initial": initial.sha256 if initial else "",
         "anatomies": names,
+        "real": [_digest(image) for image in real],
         "law": _law_digest(law),
         "conditions": list(conditions),
         **recipe.data,
@@ -276,7 +307,7 @@ def run(
     share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
     family = Family(anatomies, law, varied=True, first=share)
     losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
-    job = Job(recipe, tuple(conditions), family, seed, losses, data, record)
+    job = Job(recipe, tuple(name for name in VARIABLES if name in conditions), family, seed, losses, data, real, record)
     objective = kind.objective(job, architecture)
     training = recipe.training
     schedule = Schedule(
@@ -291,9 +322,9 @@ def run(
     facts = weights.Facts(
         architecture=recipe.network.architecture,
         architecture_arguments=asdict(architecture),
-        variables=kind.variables,
+        variables={name: one for name, one in VARIABLES.items() if name in (*kind.context, *conditions)},
         grid=grid_facts(GRID_2MM),
-        contrasts=("T1w",),
+        contrasts=contrasts_of(recipe),
         intensity="brain-percentile",
         training=weights.TrainingFacts(command, source, seed, schedule.steps, round(seconds, 1), date),
         licence=licence,

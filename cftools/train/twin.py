@@ -106,9 +106,9 @@ def _regions(aged: Aged) -> Tensor:
     return field.warp(functional.avg_pool3d(regions, 2), aged.displacement)
 
 
-def normalised(aged: Aged) -> Tensor:
+def normalised(aged: Aged, contrast: str = "T1w") -> Tensor:
     """The stripped image as `prepare` would scale it, (1, 1, X, Y, Z)."""
-    image = aged.image() * aged.strip()
+    image = aged.image(contrast) * aged.strip()
     return (image / intensity_scale(image[0, 0].numpy())).clamp(0, 1.5)
 
 
