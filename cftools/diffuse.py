@@ -28,8 +28,8 @@ from cftools.errors import CftoolsWarning, LatentError, PresetError, WeightsErro
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.preset import DiffusionSampling, Preset
-from cftools.space import Space
-from cftools.weights import Facts
+from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
+from cftools.weights import Checkpoint, Facts, load
 
 #: Solvers by the name that presets know them by.
 SOLVERS: dict[str, Callable[[], Solver]] = {
@@ -42,6 +42,48 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 }
 #: Solvers that go on, when they turn round, from where they were a move ago.
 REMEMBERS = ("bdia",)
+
+
+def load_space(name: str, device: torch.device | str = "cpu") -> tuple[Space, Checkpoint]:
+    """A space whose weights have a name or a path, with what was loaded.
+
+    Raises:
+        WeightsError: there are none, or they are of no autoencoder.
+    """
+    from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture  # MONAI takes seconds to import
+
+    checkpoint = load(name, expect="autoencoder-kl")
+    if checkpoint.facts.space is None:
+        raise WeightsError(f"{name}: does not say what it encodes to: train it anew")
+    network = checkpoint.network(Autoencoder, AutoencoderArchitecture).to(device)
+    return VaeSpace(checkpoint.facts.space, network), checkpoint
+
+
+def load_model(
+    preset: Preset, name: str, device: torch.device | str = "cpu"
+) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
+    """The denoiser of a name or path in its space, and what was loaded, by role.
+
+    Raises:
+        WeightsError: there are no such weights, or denoiser and space were not made for each other.
+    """
+    from cftools.nets.unet import UNet, UNetArchitecture
+
+    checkpoint = load(name, expect="diffusion-unet")
+    facts = checkpoint.facts
+    if facts.diffusion is None or facts.space is None:
+        raise WeightsError(f"{name}: does not say what it was trained on: train it anew")
+    loaded = {"denoiser": checkpoint}
+    space: Space
+    if facts.diffusion.space:
+        space, loaded["space"] = load_space(preset.weights["space"][0], device)
+        if loaded["space"].sha256 != facts.diffusion.space:
+            raise WeightsError(f"{name}: was trained in another space than that of {loaded['space'].name}")
+    else:
+        space = WaveletSpace(facts.space) if facts.space.kind == "wavelet" else IdentitySpace(facts.space)
+    network = checkpoint.network(UNet, UNetArchitecture).to(device)
+    roles = {role: WeightsUsed(one.name, one.sha256) for role, one in loaded.items()}
+    return DiffusionModel(preset, network, facts, space, roles, torch.device(device)), loaded
 
 
 @dataclass(frozen=True, eq=False)

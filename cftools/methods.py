@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from cftools import field
 from cftools.carry import surface
 from cftools.condition import Condition
-from cftools.errors import ConditionError, WeightsError
+from cftools.errors import ConditionError
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.prepare import Prepared
 from cftools.weights import Checkpoint, Variable
@@ -50,8 +49,7 @@ class FlowMethod:
         facts = checkpoint.facts
         self.variables: Mapping[str, Variable] = facts.variables
         self.device = torch.device(device)
-        self.network = _built(checkpoint, TwinNet, TwinArchitecture)
-        self.network.to(self.device).eval().requires_grad_(False)
+        self.network = checkpoint.network(TwinNet, TwinArchitecture).to(self.device)
 
     def edit(self, prepared: Prepared, source: Condition, target: Condition, steps: int = 1) -> Deformation:
         """The deformation from the source's condition to the target's.
@@ -123,22 +121,6 @@ def changed(image: Tensor, displacement: Tensor, residual: Tensor) -> Tensor:
     return ((1 + gain) * field.warp(torch.where(inside, image, beyond), displacement) + offset) * inside
 
 
-def _built(checkpoint: Checkpoint, network: type[nn.Module], architecture: type) -> Any:
-    """The network that a checkpoint describes, with its tensors."""
-    try:
-        built = network(architecture(**_plain(checkpoint.facts.architecture_arguments)))
-        built.load_state_dict({k: v.float() for k, v in checkpoint.tensors.items()})
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{checkpoint.name}: the tensors do not fit the architecture ({reason})") from None
-    return built
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON lists back to the tuples that architectures are made of."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-
-
 class ScalarReader:
     """A network that reads one variable off a scan, such as the age nobody noted."""
 
@@ -148,8 +130,7 @@ class ScalarReader:
         facts = checkpoint.facts
         (self.name, self.variable), *_ = facts.variables.items()
         self.device = torch.device(device)
-        self.network = _built(checkpoint, Regressor, RegressorArchitecture)
-        self.network.to(self.device).eval().requires_grad_(False)
+        self.network = checkpoint.network(Regressor, RegressorArchitecture).to(self.device)
         #: Mean absolute error on scans it was not trained on, in the variable's unit; nan if not recorded.
         self.error = float(facts.scores.get("mean_absolute_error", math.nan))
 

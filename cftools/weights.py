@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cftools.condition import Variable
 from cftools.errors import OutputError, WeightsError
@@ -22,6 +22,8 @@ from cftools.tensorfile import SUFFIX, TENSOR_NAME, Head, Origin, parse_json, re
 
 if TYPE_CHECKING:
     import torch
+
+Network = TypeVar("Network", bound="torch.nn.Module")
 
 #: Version of the metadata; a file with a higher one was written by a newer cftools.
 FORMAT = 1
@@ -91,6 +93,24 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     facts: Facts
     sha256: str
+
+    def network(self, network: type[Network], architecture: type) -> Network:
+        """The network that this describes, with its tensors, to be applied and not trained.
+
+        Raises:
+            WeightsError: the tensors do not fit.
+        """
+        arguments = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in plain(self.facts.architecture_arguments).items()
+        }
+        try:
+            built = network(architecture(**arguments))
+            built.load_state_dict({key: value.float() for key, value in self.tensors.items()})
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(f"{self.name}: the tensors do not fit the architecture ({reason})") from None
+        return built.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

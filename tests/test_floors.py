@@ -48,7 +48,7 @@ FLOORS = (
     },
     {"cftools.space", "cftools.register", "cftools.prepare", "cftools.carry"},
     {"cftools.phantom"},
-    {"cftools.methods"},
+    {"cftools.methods", "cftools.diffuse"},
     {"cftools.train", "cftools.score"},
     {"cftools.report", "cftools.cohort"},
     {"cftools.editing"},

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cftools import weights
 from cftools.condition import Condition, Variable
+from cftools.diffuse import load_space
 from cftools.facts import SpaceFacts
-from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
 from cftools.phantom.twins import Aged, Family
-from cftools.schema import plain
-from cftools.space import Space, VaeSpace
+from cftools.space import Space
 from cftools.train.twin import AGES, normalised
 
 
@@ -80,23 +77,9 @@ class Encoder:
 
     @classmethod
     def of(cls, name: str) -> Encoder:
-        """Load weights by name or path.
-
-        Raises:
-            WeightsError: there are none, or they are of no autoencoder.
-        """
-        checkpoint = weights.load(name, expect="autoencoder-kl")
-        facts = checkpoint.facts
-        if facts.space is None:
-            raise weights.WeightsError(f"{name}: does not say what it encodes to: train it anew")
-        arguments: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in plain(facts.architecture_arguments).items()
-        }
-        network = Autoencoder(AutoencoderArchitecture(**arguments))
-        network.load_state_dict({key: value.float() for key, value in checkpoint.tensors.items()})
-        network.eval().requires_grad_(False)
-        return cls(VaeSpace(facts.space, network), checkpoint.sha256)
+        """Load weights by name or path; errors as `load_space`."""
+        space, checkpoint = load_space(name)
+        return cls(space, checkpoint.sha256)
 
     @property
     def facts(self) -> SpaceFacts:
