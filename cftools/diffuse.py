@@ -7,7 +7,7 @@ to the byte.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cftools.carry import carry_difference, carry_replacement
 from cftools.condition import Condition, Variable
 from cftools.diffusion import moves, noise, start
 from cftools.diffusion.constraint import unconstrained
@@ -26,7 +27,8 @@ from cftools.diffusion.path import Path, describe, make_path
 from cftools.diffusion.solver import Ddim, Ddpm, FireFlow, Heun, Solver
 from cftools.errors import CftoolsWarning, LatentError, PresetError, WeightsError
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
-from cftools.latent import Latent
+from cftools.latent import Latent, scan_facts
+from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
 from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
 from cftools.weights import Checkpoint, Facts, load
@@ -59,33 +61,6 @@ def load_space(name: str, device: torch.device | str = "cpu") -> tuple[Space, Ch
     return VaeSpace(checkpoint.facts.space, network), checkpoint
 
 
-def load_model(
-    preset: Preset, name: str, device: torch.device | str = "cpu"
-) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
-    """The denoiser of a name or path in its space, and what was loaded, by role.
-
-    Raises:
-        WeightsError: there are no such weights, or denoiser and space were not made for each other.
-    """
-    from cftools.nets.unet import UNet, UNetArchitecture
-
-    checkpoint = load(name, expect="diffusion-unet")
-    facts = checkpoint.facts
-    if facts.diffusion is None or facts.space is None:
-        raise WeightsError(f"{name}: does not say what it was trained on: train it anew")
-    loaded = {"denoiser": checkpoint}
-    space: Space
-    if facts.diffusion.space:
-        space, loaded["space"] = load_space(preset.weights["space"][0], device)
-        if loaded["space"].sha256 != facts.diffusion.space:
-            raise WeightsError(f"{name}: was trained in another space than that of {loaded['space'].name}")
-    else:
-        space = WaveletSpace(facts.space) if facts.space.kind == "wavelet" else IdentitySpace(facts.space)
-    network = checkpoint.network(UNet, UNetArchitecture).to(device)
-    roles = {role: WeightsUsed(one.name, one.sha256) for role, one in loaded.items()}
-    return DiffusionModel(preset, network, facts, space, roles, torch.device(device)), loaded
-
-
 @dataclass(frozen=True, eq=False)
 class DiffusionModel:
     """A denoiser in its space, and how it is run.
@@ -108,6 +83,55 @@ class DiffusionModel:
     def __post_init__(self) -> None:
         if self.facts.diffusion is None or self.facts.space != self.space.facts:
             raise WeightsError(f"preset {self.preset.name}: denoiser and space were not made for each other")
+
+    @classmethod
+    def of(cls, preset: Preset, name: str, device: torch.device) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
+        """The denoiser of a name or path in its space, and what was loaded, by role.
+
+        Raises:
+            WeightsError: there are no such weights, or denoiser and space were not made for each other.
+        """
+        from cftools.nets.unet import UNet, UNetArchitecture
+
+        checkpoint = load(name, expect="diffusion-unet")
+        facts = checkpoint.facts
+        if facts.diffusion is None or facts.space is None:
+            raise WeightsError(f"{name}: does not say what it was trained on: train it anew")
+        loaded = {"denoiser": checkpoint}
+        space: Space
+        if facts.diffusion.space:
+            space, loaded["space"] = load_space(preset.weights["space"][0], device)
+            if loaded["space"].sha256 != facts.diffusion.space:
+                raise WeightsError(f"{name}: was trained in another space than that of {loaded['space'].name}")
+        else:
+            space = WaveletSpace(facts.space) if facts.space.kind == "wavelet" else IdentitySpace(facts.space)
+        network = checkpoint.network(UNet, UNetArchitecture).to(device)
+        roles = {role: WeightsUsed(one.name, one.sha256) for role, one in loaded.items()}
+        return cls(preset, network, facts, space, roles, device), loaded
+
+    def edits(
+        self, preset: Preset, prepared: Prepared, source: Condition, targets: Sequence[Condition], seed: int = 0
+    ) -> Iterator[np.ndarray]:
+        """The scan under each condition in turn, on its own grid: encode, invert, resample, decode, carry."""
+        volume = prepared.volume
+        scan = scan_facts(
+            volume,
+            str(volume.path or "-"),
+            self.facts.contrasts[0],
+            prepared.to_mni,
+            prepared.offset,
+            prepared.scale,
+            prepared.similarity,
+        )
+        state = self.invert(self.encode(prepared.image, scan, source, seed=seed))
+        own: np.ndarray | None = None
+        for target in targets:
+            compared = preset.carry == "residual"
+            latent = self.resample(state, [Target(target)], factual=compared and own is None)
+            if compared and own is None:
+                own = self.decode(latent.tensors["factual"])
+            image = self.decode(latent.edited[0])
+            yield carry_replacement(prepared, image) if own is None else carry_difference(prepared, own, image)
 
     @property
     def sampling(self) -> DiffusionSampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Change, Condition, Value, apply, check, parse_values
@@ -24,12 +25,30 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from cftools.methods import FlowMethod, ScalarReader
+    from cftools.methods import ScalarReader
     from cftools.prepare import Grid, Prepared
     from cftools.volume import Volume
 
-#: What can edit: by a preset's method, the architectures of its weights and the ways to carry the edit home.
-METHODS = {"flow": (("twin",), ("field",))}
+
+@dataclass(frozen=True)
+class Ability:
+    """What a kind of method needs to edit.
+
+    Attributes:
+        architectures: of its weights; carries: ways to bring the edit home.
+        made_by: module and class, imported when needed: torch, and MONAI for some, take seconds.
+    """
+
+    architectures: tuple[str, ...]
+    carries: tuple[str, ...]
+    made_by: tuple[str, str]
+
+
+#: What can edit, by a preset's method.
+METHODS = {
+    "flow": Ability(("twin",), ("field",), ("cftools.methods", "FlowMethod")),
+    "diffusion": Ability(("diffusion-unet",), ("replace", "residual"), ("cftools.diffuse", "DiffusionModel")),
+}
 #: Weights that read a variable off a scan when nobody says it.
 READERS = {"age": "age-2mm"}
 
@@ -74,19 +93,19 @@ def plan(
     """
     if "edit" not in preset.tasks or preset.method not in METHODS:
         raise PresetError(f"preset {preset.name}: cannot edit scans; try --preset twin")
-    architectures, carries = METHODS[preset.method]
+    ability = METHODS[preset.method]
     changed = {change.name for changes in sweep for change in changes}
     names = [weights] if weights else list(preset.weights[preset.main_role])
     known = [(name, facts_of(name)) for name in names]
     able = [(name, facts) for name, facts in known if changed <= set(changeable(facts))]
     name, facts = (able or known)[0]
-    if facts.architecture not in architectures:
-        needed = " or ".join(architectures)
+    if facts.architecture not in ability.architectures:
+        needed = " or ".join(ability.architectures)
         raise PresetError(f"preset {preset.name}: needs {needed} weights, {name} are {facts.architecture}")
     label = name if locate(name)[1] else Path(name).stem
     preset = preset.with_weights(label).override(steps=steps)
-    if preset.carry not in carries:
-        needed = " or ".join(carries)
+    if preset.carry not in ability.carries:
+        needed = " or ".join(ability.carries)
         raise PresetError(f"preset {preset.name}: a {preset.method} method needs carry = {needed}")
     with warnings.catch_warnings():
         # Each scan gets its own warning of what is clipped.
@@ -142,6 +161,17 @@ def _check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
             raise ConditionError(f"{change.entity}: only a number can be added to, and {change.name} is none")
 
 
+class Method(Protocol):
+    """What edits prepared scans; made by `of(preset, weights, device)`."""
+
+    device: torch.device
+
+    def edits(
+        self, preset: Preset, prepared: Prepared, source: Condition, targets: Sequence[Condition], seed: int = 0
+    ) -> Iterator[np.ndarray]:
+        """The scan under each condition in turn, on its own grid."""
+
+
 @dataclass(frozen=True, eq=False)
 class Edited:
     """One edit of one scan.
@@ -190,14 +220,14 @@ class Editor:
     Args:
         plan: what to edit with.
         device: says which device to use; called once torch is there.
-        seed: for the record; a flow draws nothing at random.
+        seed: of all random draws.
     """
 
     def __init__(self, plan: Plan, device: Callable[[], torch.device], seed: int = 0) -> None:
         self.plan = plan
         self.seed = seed
         self._device = device
-        self._method: tuple[FlowMethod, Checkpoint] | None = None
+        self._method: tuple[Method, dict[str, Checkpoint]] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
 
     def edit(
@@ -227,18 +257,18 @@ class Editor:
         from cftools.prepare import prepare
 
         # The other way round, damaged weights would be found after a registration, for each scan anew.
-        method, checkpoint = self._loaded()
+        method, loaded = self._loaded()
         prepared = prepare(volume, _grid(facts))
         guesses = {name: self._guess(name, prepared) for name in missing}
         source, targets = conditions or self._conditions(known.do(**guesses), sweep)
-        weights = {preset.main_role: checkpoint}
-        weights |= {f"reader of {name}": self._readers[name][1] for name in missing}
+        weights = loaded | {f"reader of {name}": self._readers[name][1] for name in missing}
         details = {
             "device": method.device.type,
             "registration": {"similarity": round(prepared.similarity, 4)},
             "guessed": guesses,
         }
-        for changes, target in zip(sweep, targets, strict=True):
+        arrays = method.edits(preset, prepared, source, targets, self.seed)
+        for changes, target, array in zip(sweep, targets, arrays, strict=True):
             provenance = Provenance(
                 command=_command(self.plan, changes, source, volume),
                 sources=(source_name(volume.path or "stdin", dataset),),
@@ -250,7 +280,6 @@ class Editor:
                 seed=self.seed,
                 details={key: value for key, value in details.items() if value},
             )
-            array = self._apply(method, prepared, source, target)
             yield Edited(volume.with_array(array), source, target, prepared.similarity, provenance)
 
     def _conditions(self, known: Condition, sweep: Sequence[Changes]) -> tuple[Condition, list[Condition]]:
@@ -258,17 +287,6 @@ class Editor:
         variables, clip = self.plan.facts.variables, self.plan.clip
         targets = [check(apply(changes, known), variables, clip) for changes in sweep]
         return check(known, variables, clip), targets
-
-    def _apply(self, method: FlowMethod, prepared: Prepared, source: Condition, target: Condition) -> np.ndarray:
-        """The edited intensities on the scan's own grid."""
-        import torch
-
-        from cftools.carry import carry_field
-
-        sampling: Any = self.plan.preset.sampling
-        with torch.inference_mode():
-            deformation = method.edit(prepared, source, target, sampling.steps)
-        return carry_field(prepared, deformation.displacement, deformation.residual, torch.get_num_threads())
 
     def _guess(self, name: str, prepared: Prepared) -> Value:
         """What a model reads off the scan, with a warning that gives its error."""
@@ -290,13 +308,11 @@ class Editor:
         warnings.warn(f"{_name(prepared.volume)}: {text}", CftoolsWarning, stacklevel=2)
         return value
 
-    def _loaded(self) -> tuple[FlowMethod, Checkpoint]:
-        from cftools.methods import FlowMethod
-
+    def _loaded(self) -> tuple[Method, dict[str, Checkpoint]]:
         if self._method is None:
-            checkpoint = load(self.plan.weights)
-            classes = {"flow": FlowMethod}
-            self._method = classes[self.plan.preset.method](checkpoint, self._device()), checkpoint
+            module, name = METHODS[self.plan.preset.method].made_by
+            made = getattr(importlib.import_module(module), name)
+            self._method = made.of(self.plan.preset, self.plan.weights, self._device())
         return self._method
 
 

@@ -6,7 +6,7 @@ Final classes, one per kind of model; presets differ only in the parts they name
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cftools import field
-from cftools.carry import surface
+from cftools.carry import carry_field, surface
 from cftools.condition import Condition
 from cftools.errors import ConditionError
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.prepare import Prepared
-from cftools.weights import Checkpoint, Variable
+from cftools.preset import FlowSampling, Preset
+from cftools.weights import Checkpoint, Variable, load
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ class FlowMethod:
         self.variables: Mapping[str, Variable] = facts.variables
         self.device = torch.device(device)
         self.network = checkpoint.network(TwinNet, TwinArchitecture).to(self.device)
+
+    @classmethod
+    def of(cls, preset: Preset, name: str, device: torch.device) -> tuple[FlowMethod, dict[str, Checkpoint]]:
+        """The method with its weights by name or path, and what was loaded, by role."""
+        checkpoint = load(name, expect="twin")
+        return cls(checkpoint, device), {preset.main_role: checkpoint}
+
+    def edits(
+        self, preset: Preset, prepared: Prepared, source: Condition, targets: Sequence[Condition], seed: int = 0
+    ) -> Iterator[np.ndarray]:
+        """The scan under each condition in turn, on its own grid.
+
+        Args:
+            seed: for the record; a flow draws nothing at random.
+        """
+        assert isinstance(preset.sampling, FlowSampling)
+        for target in targets:
+            with torch.inference_mode():
+                deformation = self.edit(prepared, source, target, preset.sampling.steps)
+            yield carry_field(prepared, deformation.displacement, deformation.residual, torch.get_num_threads())
 
     def edit(self, prepared: Prepared, source: Condition, target: Condition, steps: int = 1) -> Deformation:
         """The deformation from the source's condition to the target's.
