@@ -61,6 +61,34 @@ def load_space(name: str, device: torch.device | str = "cpu") -> tuple[Space, Ch
     return VaeSpace(checkpoint.facts.space, network), checkpoint
 
 
+def decoded(space: Space, latent: np.ndarray) -> np.ndarray:
+    """The image of one latent, (1, C, *sides) -> (X, Y, Z) float32."""
+    network = getattr(space, "network", None)
+    device = next(network.parameters()).device if network is not None else torch.device("cpu")
+    with torch.inference_mode():
+        image: np.ndarray = space.decode(torch.from_numpy(np.array(latent)).to(device))[0, 0].float().cpu().numpy()
+    return image
+
+
+def brought_home(
+    space: Space, prepared: Prepared, edited: np.ndarray, factual: np.ndarray | None, carry: str | None
+) -> np.ndarray:
+    """The edit on the scan's own grid, carried by "residual" or "replace".
+
+    Args:
+        edited, factual: latents, (1, C, *sides); the factual for residual alone.
+    Raises:
+        PresetError: there is no such carry here. LatentError: residual without the factual.
+    """
+    if carry == "replace":
+        return carry_replacement(prepared, decoded(space, edited))
+    if carry != "residual":
+        raise PresetError(f"carry {carry}: a latent is carried by replace or residual")
+    if factual is None:
+        raise LatentError("the latent holds no factual resample, which carry residual needs: resample with it")
+    return carry_difference(prepared, decoded(space, factual), decoded(space, edited))
+
+
 @dataclass(frozen=True, eq=False)
 class DiffusionModel:
     """A denoiser in its space, and how it is run.
@@ -124,14 +152,11 @@ class DiffusionModel:
             prepared.similarity,
         )
         state = self.invert(self.encode(prepared.image, scan, source, seed=seed))
-        own: np.ndarray | None = None
+        factual: np.ndarray | None = None
         for target in targets:
-            compared = preset.carry == "residual"
-            latent = self.resample(state, [Target(target)], factual=compared and own is None)
-            if compared and own is None:
-                own = self.decode(latent.tensors["factual"])
-            image = self.decode(latent.edited[0])
-            yield carry_replacement(prepared, image) if own is None else carry_difference(prepared, own, image)
+            latent = self.resample(state, [Target(target)], factual=preset.carry == "residual" and factual is None)
+            factual = latent.tensors.get("factual", factual)
+            yield brought_home(self.space, prepared, latent.edited[0], factual, preset.carry)
 
     @property
     def sampling(self) -> DiffusionSampling:
@@ -273,9 +298,7 @@ class DiffusionModel:
 
     def decode(self, latent: np.ndarray) -> np.ndarray:
         """The image of one latent, (1, C, *sides) -> (X, Y, Z) float32."""
-        with torch.inference_mode():
-            image: np.ndarray = self.space.decode(self._tensor(latent))[0, 0].float().cpu().numpy()
-        return image
+        return decoded(self.space, latent)
 
     def used_by(self, latent: Latent, role: str) -> None:
         """Raise a LatentError unless the latent was made with this model's weights in that role."""

@@ -197,13 +197,18 @@ class Edited:
         Raises:
             OutputError: one of them exists, or cannot be written.
         """
-        # A JSON without an image is what a killed run leaves.
-        sidecar = write_sidecar(path, self.provenance, force=force or is_sidecar(sidecar_path(path)))
-        try:
-            self.volume.save(path, force=force)
-        except BaseException:
-            sidecar.unlink(missing_ok=True)
-            raise
+        save_described(self.volume, self.provenance, path, force)
+
+
+def save_described(volume: Volume, provenance: Provenance, path: Path, force: bool = False) -> None:
+    """Write an image and the sidecar beside it; errors and order as `Edited.save`."""
+    # A JSON without an image is what a killed run leaves.
+    sidecar = write_sidecar(path, provenance, force=force or is_sidecar(sidecar_path(path)))
+    try:
+        volume.save(path, force=force)
+    except BaseException:
+        sidecar.unlink(missing_ok=True)
+        raise
 
 
 def is_sidecar(sidecar: Path) -> bool:
@@ -254,14 +259,8 @@ class Editor:
         # Before the expensive part, unless something is still to be read off the scan.
         conditions = None if missing else self._conditions(known, sweep)
 
-        from cftools.prepare import prepare
-
-        # The other way round, damaged weights would be found after a registration, for each scan anew.
-        method, loaded = self._loaded()
-        prepared = prepare(volume, _grid(facts))
-        guesses = {name: self._guess(name, prepared) for name in missing}
+        method, weights, prepared, guesses = self.opened(volume, missing)
         source, targets = conditions or self._conditions(known.do(**guesses), sweep)
-        weights = loaded | {f"reader of {name}": self._readers[name][1] for name in missing}
         details = {
             "device": method.device.type,
             "registration": {"similarity": round(prepared.similarity, 4)},
@@ -281,6 +280,22 @@ class Editor:
                 details={key: value for key, value in details.items() if value},
             )
             yield Edited(volume.with_array(array), source, target, prepared.similarity, provenance)
+
+    def opened(
+        self, volume: Volume, unknown: Sequence[str]
+    ) -> tuple[Method, dict[str, Checkpoint], Prepared, dict[str, Value]]:
+        """A scan on the model's grid, and what models read off it; with the method, and all weights by role.
+
+        Raises:
+            VolumeError, RegistrationError: as `prepare`. WeightsError: damaged, or for another grid.
+        """
+        from cftools.prepare import prepare
+
+        # The other way round, damaged weights would be found after a registration, for each scan anew.
+        method, loaded = self._loaded()
+        prepared = prepare(volume, _grid(self.plan.facts))
+        guesses = {name: self._guess(name, prepared) for name in unknown}
+        return method, loaded | {f"reader of {name}": self._readers[name][1] for name in unknown}, prepared, guesses
 
     def _conditions(self, known: Condition, sweep: Sequence[Changes]) -> tuple[Condition, list[Condition]]:
         """Source and targets as the weights know them."""
@@ -321,6 +336,15 @@ def _check_contrast(volume: Volume, facts: Facts) -> None:
     if contrast not in facts.contrasts:
         text = f"is a {contrast} scan by its name, and the weights were made for {', '.join(facts.contrasts)}"
         warnings.warn(f"{_name(volume)}: {text}", CftoolsWarning, stacklevel=2)
+
+
+def readable(name: str) -> bool:
+    """Whether a model can read this variable off a scan."""
+    try:
+        _find_reader(name)
+    except ConditionError:
+        return False
+    return True
 
 
 def _find_reader(name: str) -> None:

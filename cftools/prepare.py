@@ -119,6 +119,17 @@ def prepare(volume: Volume, grid: Grid = GRID_2MM) -> Prepared:
     )
 
 
+def prepare_again(
+    volume: Volume, grid: Grid, to_mni: np.ndarray, offset: float, scale: float, similarity: float = math.nan
+) -> Prepared:
+    """What `prepare` gave of this scan, from what was noted of it: for the way back, without its image on the grid."""
+    orientation = nib.orientations.io_orientation(volume.affine)
+    array = np.ascontiguousarray(nib.orientations.apply_orientation(volume.array, orientation))
+    mask, _ = brain_mask(array)
+    image = np.zeros(grid.shape, np.float32)
+    return Prepared(volume, image, grid, to_mni, _to_native(mask, orientation), offset, scale, similarity)
+
+
 def _check_size(name: str, litres: float) -> None:
     low, high = BRAIN_LITRES
     if litres > high:

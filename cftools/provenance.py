@@ -13,16 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from cftools import __version__
 from cftools.condition import Condition
 from cftools.errors import OutputError
 from cftools.preset import Preset
 from cftools.schema import FrozenMapping, plain
-
-if TYPE_CHECKING:
-    from cftools.weights import Checkpoint
 
 BIDS_VERSION = "1.10.0"
 #: What can move a number in the result.
@@ -32,6 +29,18 @@ UNRECORDED_OPTIONS = {
     **dict.fromkeys(("--shard", "--json"), 1),
     **dict.fromkeys(("--force", "--skip-existing", "-q", "--quiet", "-v", "-vv", "--verbose"), 0),
 }
+
+
+class Named(Protocol):
+    """Weights, loaded or as a latent remembers them."""
+
+    @property
+    def name(self) -> str:
+        """Bundled, or of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Provenance:
     sources: tuple[str, ...]
     skull_stripped: bool
     preset: Preset | None = None
-    weights: Mapping[str, Checkpoint] = FrozenMapping()
+    weights: Mapping[str, Named] = FrozenMapping()
     source: Condition | None = None
     target: Condition | None = None
     seed: int | None = None

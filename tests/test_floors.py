@@ -51,7 +51,7 @@ FLOORS = (
     {"cftools.methods", "cftools.diffuse"},
     {"cftools.train", "cftools.score"},
     {"cftools.report", "cftools.cohort"},
-    {"cftools.editing"},
+    {"cftools.editing", "cftools.piping"},
     {"cftools.cli"},
 )
 STANDARD_LIBRARY_ONLY = FLOORS[0]

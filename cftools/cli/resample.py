@@ -1,0 +1,58 @@
+"""cf-resample: from noise to a latent under another condition."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cftools.cli import latents, options
+from cftools.cli.app import Command
+
+
+def resample(
+    latent: latents.LatentIn,
+    output: latents.LatentOut,
+    age: Annotated[
+        list[str] | None,
+        typer.Option(metavar="YEARS", help="The age to give: 79, or +30, -10 from the scan's own."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="The same for any variable that the weights know."),
+    ] = None,
+    clip: Annotated[
+        bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")
+    ] = False,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
+    ] = None,
+    weights: latents.Weights = None,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    strict: options.Strict = False,
+) -> None:
+    """Sample from a scan's noise under another condition.
+
+    Beside the edits lies the factual: the same noise under the scan's own condition.
+
+    Example:
+        cf-invert latent.safetensors - | cf-resample --age +30 - edits.safetensors
+    """
+    from dataclasses import replace
+
+    from cftools.editing import parse_sweep
+    from cftools.piping import model_of, plan_of, targets_of
+
+    sweep = parse_sweep(age or [], set_ or [])
+    given = latents.read(latent)
+    given.check_kind("state")
+    plan = plan_of(given, weights, clip)
+    plan = replace(plan, preset=plan.preset.override(guidance=guidance))
+    targets = targets_of(plan, given, sweep)
+    model = model_of(plan, lambda: options.choose_device(device))
+    latents.write(model.resample(given, targets, command=latents.command()), output, force)
+
+
+main = Command("cf-resample", resample)

@@ -1,0 +1,143 @@
+"""The diffusion job in pieces that pipe, over `Latent`: what cf-encode, cf-invert, cf-resample and cf-decode do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cftools.condition import Condition, apply, check, entity
+from cftools.editing import Changes, Editor, Plan, plan, readable
+from cftools.errors import LatentError, PresetError
+from cftools.facts import Target
+from cftools.latent import Latent
+from cftools.preset import Preset, load_preset
+from cftools.provenance import Provenance
+from cftools.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+    from cftools.diffuse import DiffusionModel
+
+Device = Callable[[], "torch.device"]
+
+
+def pipe_plan(preset: Preset, weights: str | None, told: Condition, clip: bool = False, **sampling: Any) -> Plan:
+    """What to encode with.
+
+    Raises:
+        PresetError: the preset has no latents. WeightsError: there are no such weights.
+    """
+    if preset.method != "diffusion":
+        raise PresetError(f"preset {preset.name}: works on no latents; cf-edit runs it whole")
+    return plan(preset.override(**sampling), [], told, weights, None, clip)
+
+
+def plan_of(latent: Latent, weights: str | None, clip: bool = False) -> Plan:
+    """What a latent was made with, to go on with; a state says how it was brought there."""
+    state = latent.facts.state
+    sampling: dict[str, Any] = {}
+    if state is not None:
+        sampling = {"steps": state.steps, "start": state.start, "solver": state.solver, "start_time": state.time}
+    return pipe_plan(load_preset(latent.facts.preset), weights, Condition(), clip, **sampling)
+
+
+def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: int, name: str, command: str) -> Latent:
+    """A scan's latent.
+
+    Args:
+        known: what is known of the scan; what a model can read off it and nobody says is guessed.
+        name: of the scan, for the record.
+    Raises:
+        ConditionError, VolumeError, RegistrationError: as `Editor.edit`.
+    """
+    from cftools.diffuse import DiffusionModel
+    from cftools.latent import scan_facts
+
+    unknown = [variable for variable in plan.facts.variables if known.get(variable) is None and readable(variable)]
+    method, _, prepared, guesses = Editor(plan, device, seed).opened(volume, unknown)
+    assert isinstance(method, DiffusionModel)
+    source = check(known.do(**guesses), plan.facts.variables, plan.clip)
+    scan = scan_facts(
+        volume,
+        name,
+        plan.facts.contrasts[0],
+        prepared.to_mni,
+        prepared.offset,
+        prepared.scale,
+        prepared.similarity,
+    )
+    return method.encode(prepared.image, scan, source, tuple(guesses), seed, command)
+
+
+def model_of(plan: Plan, device: Device) -> DiffusionModel:
+    """The network behind a plan."""
+    from cftools.diffuse import DiffusionModel
+
+    model, _ = DiffusionModel.of(plan.preset, plan.weights, device())
+    return model
+
+
+def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Target]:
+    """What a latent is to be made, change by change.
+
+    Raises:
+        ConditionError: out of the weights' range, or relative to what is unknown.
+    """
+    variables, source = plan.facts.variables, latent.source
+    return [Target(check(apply(changes, source), variables, plan.clip), entity(changes)) for changes in sweep]
+
+
+def decode(latent: Latent, device: Device, onto: Volume | None, carry: str | None) -> Iterator[tuple[Target, Volume]]:
+    """The images of a latent's edits.
+
+    Args:
+        onto: the scan it was made from, whose grid the edits are brought to; None leaves them on the model's.
+        carry: how; None, as the preset does.
+    Raises:
+        LatentError: it holds no edits, or was made from another scan or with other weights.
+    """
+    import numpy as np
+
+    from cftools.diffuse import brought_home, decoded, load_space
+    from cftools.prepare import Grid, prepare_again
+    from cftools.space import IdentitySpace, Space, WaveletSpace
+
+    latent.check_kind("edited")
+    preset, facts = load_preset(latent.facts.preset), latent.facts
+    space: Space
+    if "space" in facts.weights:
+        space, loaded = load_space(preset.weights["space"][0], device())
+        latent.check(loaded.sha256)
+    else:
+        space = WaveletSpace(facts.space) if facts.space.kind == "wavelet" else IdentitySpace(facts.space)
+    x, y, z = facts.grid.shape
+    grid = Grid(facts.grid.name, (x, y, z), np.array(facts.grid.affine))
+    if onto is None:
+        for target, edited in zip(facts.targets, latent.edited, strict=True):
+            yield target, Volume.from_array(decoded(space, edited), grid.affine)
+        return
+    latent.check_onto(onto)
+    scan = facts.scan
+    if scan is None:
+        raise LatentError(f"{latent.name}: was made from no scan: decode it without --onto")
+    prepared = prepare_again(onto, grid, np.array(scan.to_mni), scan.offset, scan.scale)
+    factual = latent.tensors.get("factual")
+    for target, edited in zip(facts.targets, latent.edited, strict=True):
+        yield target, onto.with_array(brought_home(space, prepared, edited, factual, carry or preset.carry))
+
+
+def provenance(latent: Latent, target: Target, command: str, carry: str | None) -> Provenance:
+    """How the image of one edit came about, for its sidecar: the pipe's commands as one line."""
+    facts = latent.facts
+    return Provenance(
+        command=" | ".join((*facts.provenance, command)),
+        sources=(facts.scan.name,) if facts.scan else (),
+        skull_stripped=True,
+        preset=load_preset(facts.preset).override(carry=carry),
+        weights=facts.weights,
+        source=latent.source,
+        target=Condition(target.condition),
+        seed=facts.seed,
+        details={"guessed": list(facts.guessed)} if facts.guessed else {},
+    )

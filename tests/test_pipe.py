@@ -1,0 +1,176 @@
+"""The pipe, encode | invert | resample | decode: the same bytes as cf-edit, and what does not belong is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cftools import weights
+from cftools.cli.decode import main as decode
+from cftools.cli.edit import main as edit
+from cftools.cli.encode import main as encode
+from cftools.cli.invert import main as invert
+from cftools.cli.resample import main as resample
+from cftools.facts import DiffusionFacts, SpaceFacts
+from cftools.latent import Latent
+from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
+from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.prepare import GRID_2MM
+from cftools.prepare import resample as to_grid
+from cftools.register import template
+from cftools.train.recipes import VARIABLES, grid_facts
+from cftools.volume import Volume
+
+FEW = ["--steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small, random weights of an autoencoder and of a denoiser in its space."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    coder = AutoencoderArchitecture((8, 8, 8), latent_channels=2, wavelet=True)
+    space = SpaceFacts("vae", GRID_2MM.shape, 2, coder.factor, 2)
+    _bundle(folder, "ae-2mm", "autoencoder-kl", Autoencoder(coder), asdict(coder), {}, space)
+    unet = UNetArchitecture(2, 2, (8, 16), (False, True), variables=2, heads=8)
+    digest = weights.load(str(folder / "ae-2mm.safetensors")).sha256
+    diffusion = DiffusionFacts("scaled-linear", "v", space=digest)
+    network = UNet(unet)
+    for parameter in network.parameters():  # MONAI's last layer starts at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    _bundle(folder, "age-ldm-2mm", "diffusion-unet", network, asdict(unet), VARIABLES, space, diffusion)
+    return folder
+
+
+def _bundle(
+    folder: Path,
+    name: str,
+    kind: str,
+    network: torch.nn.Module,
+    arguments: dict[str, object],
+    variables: dict[str, weights.Variable],
+    space: SpaceFacts,
+    diffusion: DiffusionFacts | None = None,
+) -> None:
+    facts = weights.Facts(
+        architecture=kind,
+        architecture_arguments=arguments,
+        variables=variables,
+        grid=grid_facts(GRID_2MM),
+        contrasts=("T1w",),
+        intensity="brain-percentile",
+        training=weights.TrainingFacts("cf-train", "nothing", 0, 0, 0.0, "2026-01-31"),
+        licence="Apache-2.0",
+        space=space,
+        diffusion=diffusion,
+    )
+    weights.save(folder / f"{name}.safetensors", network.state_dict(), facts)
+    weights.add_to_index(name, folder / f"{name}.safetensors", "For tests", ("ldm",))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with one scan in it: in.nii."""
+    monkeypatch.setattr(weights, "bundled_dir", lambda: bundle)
+    monkeypatch.chdir(tmp_path)
+    whole = template()
+    Volume.from_array(1000 * to_grid(whole.array, whole.affine, GRID_2MM), GRID_2MM.affine).save("in.nii")
+    return tmp_path
+
+
+def latents() -> None:
+    assert encode(["--from", "age=20,sex=F", "in.nii", "z.safetensors"]) == 0
+    assert invert([*FEW, "z.safetensors", "n.safetensors"]) == 0
+    assert resample(["--age", "+20", "--age", "+40", "n.safetensors", "e.safetensors"]) == 0
+
+
+@pytest.mark.parametrize("carry", ["replace", "residual"])
+def test_pieces_give_the_bytes_of_the_whole(carry: str) -> None:
+    latents()
+    assert decode(["--onto", "in.nii", "--carry", carry, "e.safetensors", "out/"]) == 0
+    preset = Path("mine.toml")
+    from cftools.preset import presets_folder
+
+    preset.write_text((presets_folder() / "ldm.toml").read_text().replace('carry = "replace"', f'carry = "{carry}"'))
+    words = ["--preset", str(preset), *FEW, "--from", "age=20,sex=F", "--age", "+20,+40", "in.nii", "-o", "whole"]
+    assert edit(words) == 0
+    for name in ("in_desc-agePlus20.nii", "in_desc-agePlus40.nii"):
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+    young, old = (Volume.load(f"out/in_desc-agePlus{years}.nii").array for years in (20, 40))
+    assert np.abs(young - old).max() > 0
+    scan = Volume.load("in.nii").array
+    np.testing.assert_array_equal(old[scan == 0], 0)
+    facts = json.loads(Path("out/in_desc-agePlus20.json").read_text())["cftools"]
+    assert facts["condition"]["target"] == {"age": 40, "sex": "F"}
+    assert len(facts["command"].split(" | ")) == 4
+
+
+def test_no_change_asked_through_residual_is_the_scan_itself() -> None:
+    assert encode(["--from", "age=20,sex=F", "in.nii", "z.safetensors"]) == 0
+    assert invert([*FEW, "z.safetensors", "n.safetensors"]) == 0
+    assert resample(["--age", "+0", "n.safetensors", "e.safetensors"]) == 0
+    assert decode(["--onto", "in.nii", "--carry", "residual", "e.safetensors", "same.nii"]) == 0
+    np.testing.assert_array_equal(Volume.load("same.nii").array, Volume.load("in.nii").array)
+
+
+def test_without_the_scan_an_edit_stays_on_the_models_grid() -> None:
+    latents()
+    assert decode(["e.safetensors", "grid/"]) == 0
+    made = [Volume.load(path) for path in sorted(Path("grid").glob("*.nii.gz"))]
+    assert len(made) == 2 and all(one.array.shape == GRID_2MM.shape for one in made)
+    np.testing.assert_allclose(made[0].affine, GRID_2MM.affine)
+
+
+def test_what_does_not_belong_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    latents()
+    other = Volume.load("in.nii")
+    other.with_array(other.array * 2).save("other.nii")
+    capsys.readouterr()
+    for command, words, said in (
+        (invert, ["n.safetensors", "x.safetensors"], "cf-encode"),
+        (resample, ["--age", "+20", "z.safetensors", "x.safetensors"], "cf-invert"),
+        (resample, ["--age", "+90", "n.safetensors", "x.safetensors"], "age"),
+        (decode, ["--onto", "in.nii", "n.safetensors", "x.nii"], "cf-resample"),
+        (decode, ["--onto", "in.nii", "e.safetensors", "x.nii"], "folder"),
+        (decode, ["--onto", "other.nii", "e.safetensors", "x/"], "another scan"),
+        (encode, ["--preset", "twin", "in.nii", "x.safetensors"], "no latents"),
+        (invert, ["in.nii", "x.safetensors"], "is an image"),
+    ):
+        assert command(words) != 0
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and said in err, err
+    assert not [path for path in Path().iterdir() if path.name.startswith("x")]
+
+
+def test_latents_flow_through_a_real_pipe(bundle: Path) -> None:
+    code = (
+        "import sys; from cftools import weights; from pathlib import Path; weights.bundled_dir = lambda: Path({!r})\n"
+    )
+    code += "from cftools.cli.{} import main; sys.exit(main(sys.argv[1:]))"
+    python = [sys.executable, "-c"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(
+        [*python, code.format(str(bundle), "encode"), "--from", "age=20,sex=F", "in.nii", "-"],
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    second = subprocess.run(
+        [*python, code.format(str(bundle), "invert"), *FEW, "-", "-"],
+        stdin=first.stdout,
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=True,
+    )
+    assert first.wait() == 0
+    latents()
+    piped, filed = Latent.from_bytes(second.stdout), Latent.load("n.safetensors")
+    for name, tensor in filed.tensors.items():
+        np.testing.assert_array_equal(piped.tensors[name], tensor)
