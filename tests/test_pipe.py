@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.prepare import GRID_2MM
 from cftools.prepare import resample as to_grid
+from cftools.preset import presets_folder
 from cftools.register import template
 from cftools.train.recipes import VARIABLES, grid_facts
 from cftools.volume import Volume
@@ -76,29 +78,35 @@ def _bundle(
     weights.add_to_index(name, folder / f"{name}.safetensors", "For tests", ("ldm",))
 
 
+@pytest.fixture(scope="module")
+def made(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scan, in.nii, and its latents z encoded, n noise and e edits at +20 and +40."""
+    folder = tmp_path_factory.mktemp("made")
+    whole = template()
+    Volume.from_array(1000 * to_grid(whole.array, whole.affine, GRID_2MM), GRID_2MM.affine).save(folder / "in.nii")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "bundled_dir", lambda: bundle)
+        patch.chdir(folder)
+        assert encode(["--from", "age=20,sex=F", "in.nii", "z.safetensors"]) == 0
+        assert invert([*FEW, "z.safetensors", "n.safetensors"]) == 0
+        assert resample(["--age", "+20,+40", "n.safetensors", "e.safetensors"]) == 0
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with one scan in it: in.nii."""
+def place(tmp_path: Path, made: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, a copy of that."""
     monkeypatch.setattr(weights, "bundled_dir", lambda: bundle)
     monkeypatch.chdir(tmp_path)
-    whole = template()
-    Volume.from_array(1000 * to_grid(whole.array, whole.affine, GRID_2MM), GRID_2MM.affine).save("in.nii")
+    for path in made.iterdir():
+        shutil.copy(path, tmp_path)
     return tmp_path
-
-
-def latents() -> None:
-    assert encode(["--from", "age=20,sex=F", "in.nii", "z.safetensors"]) == 0
-    assert invert([*FEW, "z.safetensors", "n.safetensors"]) == 0
-    assert resample(["--age", "+20", "--age", "+40", "n.safetensors", "e.safetensors"]) == 0
 
 
 @pytest.mark.parametrize("carry", ["replace", "residual"])
 def test_pieces_give_the_bytes_of_the_whole(carry: str) -> None:
-    latents()
     assert decode(["--onto", "in.nii", "--carry", carry, "e.safetensors", "out/"]) == 0
     preset = Path("mine.toml")
-    from cftools.preset import presets_folder
-
     preset.write_text((presets_folder() / "ldm.toml").read_text().replace('carry = "replace"', f'carry = "{carry}"'))
     words = ["--preset", str(preset), *FEW, "--from", "age=20,sex=F", "--age", "+20,+40", "in.nii", "-o", "whole"]
     assert edit(words) == 0
@@ -114,15 +122,12 @@ def test_pieces_give_the_bytes_of_the_whole(carry: str) -> None:
 
 
 def test_no_change_asked_through_residual_is_the_scan_itself() -> None:
-    assert encode(["--from", "age=20,sex=F", "in.nii", "z.safetensors"]) == 0
-    assert invert([*FEW, "z.safetensors", "n.safetensors"]) == 0
     assert resample(["--age", "+0", "n.safetensors", "e.safetensors"]) == 0
     assert decode(["--onto", "in.nii", "--carry", "residual", "e.safetensors", "same.nii"]) == 0
     np.testing.assert_array_equal(Volume.load("same.nii").array, Volume.load("in.nii").array)
 
 
 def test_without_the_scan_an_edit_stays_on_the_models_grid() -> None:
-    latents()
     assert decode(["e.safetensors", "grid/"]) == 0
     made = [Volume.load(path) for path in sorted(Path("grid").glob("*.nii.gz"))]
     assert len(made) == 2 and all(one.array.shape == GRID_2MM.shape for one in made)
@@ -130,7 +135,6 @@ def test_without_the_scan_an_edit_stays_on_the_models_grid() -> None:
 
 
 def test_what_does_not_belong_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    latents()
     other = Volume.load("in.nii")
     other.with_array(other.array * 2).save("other.nii")
     capsys.readouterr()
@@ -170,7 +174,6 @@ def test_latents_flow_through_a_real_pipe(bundle: Path) -> None:
         check=True,
     )
     assert first.wait() == 0
-    latents()
     piped, filed = Latent.from_bytes(second.stdout), Latent.load("n.safetensors")
     for name, tensor in filed.tensors.items():
         np.testing.assert_array_equal(piped.tensors[name], tensor)
