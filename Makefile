@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 help:
 	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
 	@echo "make test     check style and types, run the tests"
-	@echo "make weights  train the bundled weights anew, into runs/ (about two hours; CFTOOLS_DATA names the real scans)"
+	@echo "make weights  train the bundled weights anew, into runs/ (three to four hours; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 
 install: $(INSTALLED)
@@ -54,5 +54,7 @@ ANATOMY := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) \
 	--source "25 IXI scans of people aged 40 to 75 (brain-development.org, CC BY-SA 3.0)" --licence CC-BY-SA-3.0
 weights: $(INSTALLED)
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
-	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm
+	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm-first
+	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --init runs/twin-age-2mm-first/weights.safetensors --seed 1 \
+		--set training.steps=1400 --set training.learning_rate=7e-4 --set data.cohort=450 --out runs/twin-age-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm

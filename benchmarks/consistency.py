@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     method = FlowMethod(weights.load(options.weights))
     results: dict[str, dict[str, dict[str, float]]] = {}
-    for steps in (1, 6):
+    for steps in (1, 2, 6):
         rows = {path.name: measure(method, path, steps) for path in options.scans}
         results[f"{steps} steps"] = rows
         for key in next(iter(rows.values())):

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Every figure of docs/twin-flow.md anew, into docs/results.
 #
-#     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [real] [laws] [speed] [age]
+#     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed]
 #
-# Without arguments all but age, which needs runs/age-2mm as make weights leaves it. The cohorts are made in a folder that is removed; commands are recorded as run in it.
+# Without arguments all of them, an hour on 2 cores. The cohorts are made in a folder that is removed; commands are
+# recorded as run in it.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -26,7 +27,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth real laws speed}; do
+for what in ${*:-truth steps real laws age speed}; do
     case $what in
     truth)
         truth normative
@@ -35,6 +36,16 @@ for what in ${*:-truth real laws speed}; do
         python "$root/benchmarks/truth_floor.py" --json "$results/truth-floor.json"
         python "$root/benchmarks/truth_floor.py" --law altered --known normative --json "$results/truth-floor-altered.json"
         ;;
+    steps) # other subjects than those of truth, as the preset's number of steps was chosen on them
+        mkdir "$work/steps"
+        cd "$work/steps"
+        cf-phantom twins -n 10 --seed 777 --twin age=+30,-30
+        for steps in 1 2 3 4; do
+            cf-edit --steps $steps --age +30,-30 twins edited-$steps
+            cf-score --truth twins edited-$steps --json "$results/steps-$steps.json" --force
+        done
+        cd "$root"
+        ;;
     real) python "$root/benchmarks/real_ageing.py" "$CFTOOLS_DATA" --json "$results/real-ageing.json" ;;
     laws)
         python "$root/benchmarks/consistency.py" "$CFTOOLS_DATA"/oasis/sub-1107/anat/*_T1w.nii.gz \
@@ -42,10 +53,9 @@ for what in ${*:-truth real laws speed}; do
             --json "$results/consistency.json"
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
-    age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" \
-        --weights "$root/runs/age-2mm/weights.safetensors" --json "$results/age-model.json" ;;
+    age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
     *)
-        echo "measure.sh: $what: truth, real, laws, speed or age" >&2
+        echo "measure.sh: $what: truth, steps, real, laws, age or speed" >&2
         exit 2
         ;;
     esac

@@ -24,6 +24,7 @@ from cftools.condition import Condition
 from cftools.field import jacobian
 from cftools.methods import FlowMethod
 from cftools.prepare import Prepared, prepare
+from cftools.preset import load_preset
 from cftools.volume import Volume
 
 VENTRICLES = (49, 50, 51, 52)
@@ -62,7 +63,7 @@ def aged(
     scan: Scan,
     target: float,
     masks: dict[str, np.ndarray],
-    steps: int = 1,
+    steps: int,
     wanted: tuple[str, ...] = ("lateral_ventricles", "third_ventricle", "hippocampi", "grey_matter", "brain"),
 ) -> tuple[dict[str, float], float]:
     """Volumes at another age, and the share of folded voxels."""
@@ -88,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", default="twin-age-2mm")
-    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=load_preset("twin").sampling.steps)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_grad_enabled(False)

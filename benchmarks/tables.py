@@ -37,9 +37,9 @@ def truth_of(name: str) -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
-def interval(row: dict[str, float]) -> str:
+def interval(row: dict[str, float], digits: int = 2) -> str:
     """0.39 [0.35, 0.43]"""
-    return f"{row['ours']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['ours']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 CHANGES = {"agePlus30": "+30 years", "ageMinus30": "-30 years"}
@@ -83,6 +83,16 @@ def elsewhere() -> str:
             floor = floors.get(label, {}).get(f"{setting}: field")
             cells.append(f"{floor['truth_ratio']:.2f}" if floor else "")
         lines.append((f"{change}, a field that knows the normative law", *cells))
+    return rows(*lines)
+
+
+def steps() -> str:
+    """truth_ratio by the number of steps in age."""
+    lines = [("network evaluations", *CHANGES.values())]
+    for path in sorted((DOCS / "results").glob("steps-*.json")):
+        table = truth_of(path.stem)
+        cells = (interval(table[setting]["truth_ratio"], 3) for setting in CHANGES)
+        lines.append((path.stem.removeprefix("steps-"), *cells))
     return rows(*lines)
 
 
@@ -188,6 +198,7 @@ def age() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "truth": truth,
     "elsewhere": elsewhere,
+    "steps": steps,
     "real": real,
     "laws": laws,
     "speed": speed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, Prepared
 from cftools.train.recipes import VARIABLES, grid_facts
-from cftools.train.twin import TwinObjective, Twins, _growth
+from cftools.train.twin import TwinObjective, Twins, _growth, normalised
 from cftools.volume import Volume
 from cftools.weights import Checkpoint, Facts, TrainingFacts
 
@@ -270,3 +271,17 @@ def test_subjects_that_are_read_repeat_in_a_cohort(monkeypatch: pytest.MonkeyPat
     assert len(ages) == 6, "three subjects at two ages each, and each of them is met"
     again = reader.AgedBrains(family, 0, cohort=3)[5]
     assert torch.equal(again["image"], items[5]["image"]) and torch.equal(again["value"], items[5]["value"])
+
+
+def test_who_grows_from_a_scan_differs_from_the_average_only_as_the_scan_does() -> None:
+    from cftools.phantom.anatomy import template_anatomy
+    from cftools.train.reader import AgedBrains
+
+    average = template_anatomy(GRID_2MM)
+    for anatomy, spread in ((average, 1.0), (replace(average, name="sub-01"), 0.0)):
+        family = Family([anatomy], load_law("normative"), varied=True)
+        made = AgedBrains(family, 0)._subject(0)
+        age = (float(made["value"][0]) + 1) / 2 * 95 + 5
+        subject = family.draw(0, 0)
+        expected = normalised(replace(subject, noise=spread * subject.noise).at(age))
+        torch.testing.assert_close(made["image"][:1], expected.half(), rtol=0, atol=5e-3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cftools.nets.regressor import Regressor, RegressorArchitecture
+from cftools.phantom.anatomy import TEMPLATE
 from cftools.phantom.twins import Family
 from cftools.train.loop import Product
 from cftools.train.twin import AGES, normalised, scaled_age
@@ -22,8 +23,10 @@ SUBJECTS = 8
 class AgedBrains(Dataset[dict[str, Tensor]]):
     """Item i holds SUBJECTS subjects at two ages: image (16, 1, X, Y, Z) and value (16,), age scaled to [-1, 1].
 
-    Two ages of one subject, rather than two subjects, leave the network only ageing to tell them apart by. Images are
-    mirrored and their brightness bent at random, anew each time.
+    Two ages of one subject, rather than two subjects, leave the network only ageing to tell them apart by. Who grows
+    from a real person's scan differs from the average as that person does, and no further: twice the spread between
+    people would teach the network to say the mean of all ages. Images are mirrored and their brightness bent at random,
+    anew each time.
 
     Args:
         family: where subjects come from.
@@ -62,6 +65,8 @@ class AgedBrains(Dataset[dict[str, Tensor]]):
         random = np.random.default_rng([self.seed, 3, number])
         ages = [float(age) for age in random.uniform(*AGES, size=2)]
         subject = self.family.draw(self.seed, number)
+        if subject.anatomy.name != TEMPLATE:
+            subject = replace(subject, noise=torch.zeros_like(subject.noise))
         images = torch.cat([normalised(subject.at(age)) for age in ages]).half()
         made = {"image": images, "value": torch.tensor([scaled_age(age) for age in ages])}
         if self.cohort:
