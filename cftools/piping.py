@@ -100,7 +100,7 @@ def decode(latent: Latent, device: Device, onto: Volume | None, carry: str | Non
     import numpy as np
 
     from cftools.diffuse import brought_home, decoded, load_space
-    from cftools.prepare import Grid, prepare_again
+    from cftools.prepare import Grid, prepare
     from cftools.space import IdentitySpace, Space, WaveletSpace
 
     latent.check_kind("edited")
@@ -121,7 +121,7 @@ def decode(latent: Latent, device: Device, onto: Volume | None, carry: str | Non
     scan = facts.scan
     if scan is None:
         raise LatentError(f"{latent.name}: was made from no scan: decode it without --onto")
-    prepared = prepare_again(onto, grid, np.array(scan.to_mni), scan.offset, scan.scale)
+    prepared = prepare(onto, grid, np.array(scan.to_mni))
     factual = latent.tensors.get("factual")
     for target, edited in zip(facts.targets, latent.edited, strict=True):
         yield target, onto.with_array(brought_home(space, prepared, edited, factual, carry or preset.carry))

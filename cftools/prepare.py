@@ -74,11 +74,14 @@ class Prepared:
     similarity: float = math.nan
 
 
-def prepare(volume: Volume, grid: Grid = GRID_2MM) -> Prepared:
+def prepare(volume: Volume, grid: Grid = GRID_2MM, to_mni: np.ndarray | None = None) -> Prepared:
     """A skull-stripped T1w scan, in any orientation, on the model's grid.
 
     Deterministic: the same scan gives the same bits whatever the number of threads.
 
+    Args:
+        to_mni: native world mm -> MNI152 world mm where it is known, (4, 4): then nothing is registered, and the scan
+            may be of any contrast.
     Raises:
         VolumeError: nothing in it, or a whole head.
         RegistrationError: it could not be brought onto the template.
@@ -99,35 +102,27 @@ def prepare(volume: Volume, grid: Grid = GRID_2MM) -> Prepared:
     affine = affine @ _shift([extent.start for extent in box])
     offset = _offset(values[inside], background)
     values = np.where(inside, values - np.float32(offset), np.float32(0))
-    registration = register(values, inside, affine)
-    if registration.problem:
-        raise RegistrationError(
-            f"{name}: does not fit the MNI152 brain ({registration.problem}): check that it is a T1w "
-            "scan of a whole brain, skull-stripped (SynthStrip, HD-BET), with a header that is right"
-        )
-    image = resample(values, registration.matrix @ affine, grid)
+    similarity = math.nan
+    if to_mni is None:
+        registration = register(values, inside, affine)
+        if registration.problem:
+            raise RegistrationError(
+                f"{name}: does not fit the MNI152 brain ({registration.problem}): check that it is a T1w "
+                "scan of a whole brain, skull-stripped (SynthStrip, HD-BET), with a header that is right"
+            )
+        to_mni, similarity = registration.matrix, registration.similarity
+    image = resample(values, to_mni @ affine, grid)
     scale = intensity_scale(image)
     return Prepared(
         volume=volume,
         image=np.clip(image / np.float32(scale), 0, 1.5),
         grid=grid,
-        to_mni=registration.matrix,
+        to_mni=to_mni,
         mask=_to_native(mask, orientation),
         offset=offset,
         scale=scale,
-        similarity=registration.similarity,
+        similarity=similarity,
     )
-
-
-def prepare_again(
-    volume: Volume, grid: Grid, to_mni: np.ndarray, offset: float, scale: float, similarity: float = math.nan
-) -> Prepared:
-    """What `prepare` gave of this scan, from what was noted of it: for the way back, without its image on the grid."""
-    orientation = nib.orientations.io_orientation(volume.affine)
-    array = np.ascontiguousarray(nib.orientations.apply_orientation(volume.array, orientation))
-    mask, _ = brain_mask(array)
-    image = np.zeros(grid.shape, np.float32)
-    return Prepared(volume, image, grid, to_mni, _to_native(mask, orientation), offset, scale, similarity)
 
 
 def _check_size(name: str, litres: float) -> None:

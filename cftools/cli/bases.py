@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cftools.cohort import Scan
     from cftools.phantom.anatomy import Anatomy
-    from cftools.prepare import Grid
+    from cftools.prepare import Grid, Prepared
     from cftools.volume import Volume
 
 Made = TypeVar("Made")
@@ -57,6 +57,8 @@ def real_images(
 ) -> list[Tensor]:
     """The scans of a BIDS folder as they are, (1, X, Y, Z) each, normalised on the grid; arguments as above.
 
+    The T1w scan is registered; other contrasts follow it where they are on its grid, and are left out where not.
+
     Args:
         contrasts: which scans; those that the folder does not have are left out.
     Raises:
@@ -66,11 +68,18 @@ def real_images(
 
     from cftools.prepare import prepare
 
+    known: dict[tuple[str, str | None], Prepared] = {}
+
     def made(scan: Scan, volume: Volume) -> Tensor:
-        return torch.from_numpy(prepare(volume, grid).image)[None].clamp(0, 1.5)
+        first = known.get((scan.subject, scan.session))
+        if first is not None:
+            first.volume.check_same_grid(volume)
+        prepared = prepare(volume, grid, first.to_mni if first else None)
+        known.setdefault((scan.subject, scan.session), prepared)
+        return torch.from_numpy(prepared.image)[None].clamp(0, 1.5)
 
     scans = []
-    for contrast in contrasts:
+    for contrast in sorted(contrasts, key=lambda name: name != "T1w"):
         try:
             scans += _chosen(folder, contrast, labels, ages, option)
         except InputError:
