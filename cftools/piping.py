@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Condition, apply, check, entity
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     import torch
 
     from cftools.diffuse import DiffusionModel
+    from cftools.weights import Checkpoint
 
+#: Normalised intensity that what is synthesised has in the brain at least.
+LEAST_BRAIN = 0.05
 Device = Callable[[], "torch.device"]
 
 
@@ -72,10 +76,13 @@ def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: i
 
 def model_of(plan: Plan, device: Device) -> DiffusionModel:
     """The network behind a plan."""
+    return _opened(plan, device)[0]
+
+
+def _opened(plan: Plan, device: Device) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
     from cftools.diffuse import DiffusionModel
 
-    model, _ = DiffusionModel.of(plan.preset, plan.weights, device())
-    return model
+    return DiffusionModel.of(plan.preset, plan.weights, device())
 
 
 def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Target]:
@@ -141,3 +148,57 @@ def provenance(latent: Latent, target: Target, command: str, carry: str | None) 
         seed=facts.seed,
         details={"guessed": list(facts.guessed)} if facts.guessed else {},
     )
+
+
+@dataclass(frozen=True)
+class Person:
+    """Someone to be made: a participant's name, the sample whose noise it has, and the condition."""
+
+    name: str
+    sample: int
+    target: Target
+
+
+def people(plan: Plan, sweep: Sequence[Changes], count: int) -> list[Person]:
+    """Every sample under every condition, each a participant of its own.
+
+    Raises:
+        ConditionError: relative, where there is no scan; out of the weights' range, or not known to them.
+    """
+    variables = plan.facts.variables
+    unknown = Condition(dict.fromkeys(variables))
+    targets = [
+        Target(check(apply(changes, unknown), variables, plan.clip), entity(changes) if changes else "")
+        for changes in sweep
+    ]
+    pairs = [(sample, target) for sample in range(count) for target in targets]
+    return [Person(f"sub-{number:04d}", *pair) for number, pair in enumerate(pairs, start=1)]
+
+
+def synthesise(
+    plan: Plan, device: Device, cohort: Sequence[Person], seed: int, command: str
+) -> Iterator[tuple[Person, Volume, Provenance]]:
+    """New scans on the model's grid, one after the other; 0 outside the brain."""
+    import numpy as np
+
+    from cftools.prepare import brain_mask
+
+    model, loaded = _opened(plan, device)
+    affine = np.array(plan.facts.grid.affine)
+    for person in cohort:
+        latent = model.synthesise([person.target], seed, person.sample, command)
+        image = np.clip(model.decode(latent.edited[0]), 0, None)
+        mask, _ = brain_mask(np.where(image > LEAST_BRAIN, image, 0))
+        provenance = Provenance(
+            command=command,
+            sources=(),
+            skull_stripped=plan.facts.skull_stripped,
+            preset=plan.preset,
+            weights=loaded,
+            source=Condition(dict.fromkeys(plan.facts.variables)),
+            target=Condition(person.target.condition),
+            seed=seed,
+            spatial_reference="MNI152NLin2009aSym",
+            details={"sample": person.sample},
+        )
+        yield person, Volume.from_array(image * mask, affine), provenance

@@ -20,6 +20,7 @@ from cftools.cli.edit import main as edit
 from cftools.cli.encode import main as encode
 from cftools.cli.invert import main as invert
 from cftools.cli.resample import main as resample
+from cftools.cli.synth import main as synth
 from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
@@ -177,3 +178,18 @@ def test_latents_flow_through_a_real_pipe(bundle: Path) -> None:
     piped, filed = Latent.from_bytes(second.stdout), Latent.load("n.safetensors")
     for name, tensor in filed.tensors.items():
         np.testing.assert_array_equal(piped.tensors[name], tensor)
+
+
+def test_new_scans_keep_their_noise_whatever_the_condition(capsys: pytest.CaptureFixture[str]) -> None:
+    assert synth(["--age", "20,80", "--sex", "F", "-n", "2", *FEW, "--seed", "3", "new"]) == 0
+    rows = [line.split("\t") for line in Path("new/participants.tsv").read_text().splitlines()]
+    assert rows[0] == ["participant_id", "sample", "age", "sex"]
+    assert [row[1:] for row in rows[1:]] == [["0", "20", "F"], ["0", "80", "F"], ["1", "20", "F"], ["1", "80", "F"]]
+    made = [Volume.load(f"new/{row[0]}/anat/{row[0]}_T1w.nii.gz").array for row in rows[1:]]
+    assert all(one.shape == GRID_2MM.shape and np.isfinite(one).all() and one.min() >= 0 for one in made)
+    assert synth(["--age", "80", "--sex", "F", *FEW, "--seed", "3", "alone"]) == 0
+    np.testing.assert_array_equal(Volume.load("alone/sub-0001/anat/sub-0001_T1w.nii.gz").array, made[1])
+    assert np.abs(made[0] - made[1]).max() > 0 and np.abs(made[0] - made[2]).max() > 0
+    capsys.readouterr()
+    assert synth(["--age", "+20", "relative"]) == 2 and synth(["--age", "80", "new"]) != 0
+    assert "relative" in capsys.readouterr().err and not Path("relative").exists()
