@@ -60,7 +60,7 @@ def real_images(
     The T1w scan is registered; other contrasts follow it where they are on its grid, and are left out where not.
 
     Args:
-        contrasts: which scans; those that the folder does not have are left out.
+        contrasts: which scans, T1w among them; those that the folder does not have are left out.
     Raises:
         InputError: none is left.
     """
@@ -78,12 +78,16 @@ def real_images(
         known.setdefault((scan.subject, scan.session), prepared)
         return torch.from_numpy(prepared.image)[None].clamp(0, 1.5)
 
-    scans = []
-    for contrast in sorted(contrasts, key=lambda name: name != "T1w"):
-        try:
-            scans += _chosen(folder, contrast, labels, ages, option)
-        except InputError:
-            continue
+    from cftools.cohort import find_scans
+
+    scans = _chosen(folder, "T1w", labels, ages, option)
+    people = {(scan.subject, scan.session) for scan in scans}
+    for contrast in contrasts:
+        if contrast != "T1w":
+            try:
+                scans += [scan for scan in find_scans(folder, contrast) if (scan.subject, scan.session) in people]
+            except InputError:
+                continue
     images = _each(scans, made, "scans")
     if not images:
         raise InputError(f"{folder}: no {' or '.join(contrasts)} scan in it can be used")
