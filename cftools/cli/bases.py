@@ -66,6 +66,7 @@ def real_images(
     """
     import torch
 
+    from cftools.cohort import find_scans
     from cftools.prepare import prepare
 
     known: dict[tuple[str, str | None], Prepared] = {}
@@ -77,8 +78,6 @@ def real_images(
         prepared = prepare(volume, grid, first.to_mni if first else None)
         known.setdefault((scan.subject, scan.session), prepared)
         return torch.from_numpy(prepared.image)[None].clamp(0, 1.5)
-
-    from cftools.cohort import find_scans
 
     scans = _chosen(folder, "T1w", labels, ages, option)
     people = {(scan.subject, scan.session) for scan in scans}

@@ -28,6 +28,7 @@ def invert(
     By the preset's way: inverted, noised, or recorded; all under the condition that the scan is said to have.
 
     Example:
+        cf-invert latent.safetensors noise.safetensors
         cf-encode in.nii.gz - | cf-invert - noise.safetensors
     """
     from cftools.piping import model_of, pipe_plan

@@ -12,7 +12,10 @@ from cftools import __version__
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
 
-COMMANDS = ("edit", "phantom", "train", "score", "view", "weights")
+COMMANDS = (
+    *("edit", "synth", "phantom", "train", "score", "view", "weights"),
+    *("encode", "invert", "resample", "decode"),
+)
 
 
 def overview(

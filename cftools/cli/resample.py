@@ -38,7 +38,8 @@ def resample(
     Beside the edits lies the factual: the same noise under the scan's own condition.
 
     Example:
-        cf-invert latent.safetensors - | cf-resample --age +30 - edits.safetensors
+        cf-resample --age +30 noise.safetensors edits.safetensors
+        cf-invert latent.safetensors - | cf-resample --age -10,+30 - edits.safetensors
     """
     from dataclasses import replace
 

@@ -237,7 +237,7 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
         if isinstance(usual, int):
             value = recipe.data.get(name, usual)
             if isinstance(value, bool) or not isinstance(value, int) or value < min(usual, 1):
-                raise PresetError(f"data.{name}: {value!r} is no number of {name}")
+                raise PresetError(f"data.{name}: {value!r} is no number")
     for name in ("template", "real", "dropout"):
         share = recipe.data.get(name, 0.0)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
