@@ -37,24 +37,26 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     reader = ScalarReader(weights.load(options.weights))
-    errors: dict[str, list[float]] = {"oasis": [], "ixi": []}
-    for name, found in errors.items():
+    # True age and what was read, of each scan.
+    pairs: dict[str, list[tuple[float, float]]] = {"oasis": [], "ixi": []}
+    for name, found in pairs.items():
         for scan in find_scans(options.data / name):
             if scan.age is None or scan.brain is None or (name == "ixi" and scan.subject not in UNSEEN):
                 continue
             volume = Volume.load(scan.path)
             brain = Volume.load(scan.brain).array > 0
-            found.append(reader.read(prepare(volume.with_array(volume.array * brain))) - scan.age)
-            print(scan.subject, scan.age, round(scan.age + found[-1], 1))
+            found.append((scan.age, reader.read(prepare(volume.with_array(volume.array * brain)))))
+            print(scan.subject, scan.age, round(found[-1][1], 1))
     family, random = Family([template_anatomy()], load_law("altered"), varied=True), np.random.default_rng(4242)
     simulated = []
     for index in range(40):
         age = float(random.uniform(*AGES))
         image = normalised(family.draw(4242, index).at(age))
-        simulated.append(reader.variable.decode(float(reader.network(image)[0])) - age)
+        simulated.append((age, reader.variable.decode(float(reader.network(image)[0]))))
     facts = {}
-    for name, values in {**errors, "simulated, altered law": simulated}.items():
-        error = np.array(values)
+    for name, values in {**pairs, "simulated, altered law": simulated}.items():
+        true, said = np.array(values).T
+        error = said - true
         draws = np.abs(np.random.default_rng(0).choice(error, (2000, len(error)))).mean(1)
         low, high = np.percentile(draws, [2.5, 97.5])
         facts[name] = {
@@ -63,6 +65,7 @@ def main() -> None:
             "low": round(float(low), 1),
             "high": round(float(high), 1),
             "bias": round(float(error.mean()), 1),
+            "correlation": round(float(np.corrcoef(true, said)[0, 1]), 2),
         }
         print(name, facts[name])
     if options.json:

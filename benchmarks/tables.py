@@ -188,10 +188,10 @@ def ablation() -> str:
 
 def age() -> str:
     """How far off the age model is."""
-    lines = [("scans", "n", "mean absolute error, years", "bias, years")]
+    lines = [("scans", "n", "mean absolute error, years", "bias, years", "correlation with age")]
     for name, row in facts("age-model").items():
         off = f"{row['mean_absolute_error']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-        lines.append((name, str(row["n"]), off, f"{row['bias']:+.1f}"))
+        lines.append((name, str(row["n"]), off, f"{row['bias']:+.1f}", f"{row['correlation']:.2f}"))
     return rows(*lines)
 
 
