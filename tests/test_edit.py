@@ -20,7 +20,7 @@ import pytest
 import torch
 from bad_nifti import REASONS, REFUSED
 
-from cftools import editing, prepare, weights
+from cftools import methods, prepare, weights
 from cftools.carry import carry_field
 from cftools.cli.edit import main
 from cftools.condition import Condition, Variable, entity
@@ -218,11 +218,11 @@ def test_sweep_is_its_single_edits_with_one_preparation(
     loaded = []
     load = weights.load
 
-    def counting(*words: Any) -> weights.Checkpoint:
+    def counting(*words: Any, **more: Any) -> weights.Checkpoint:
         loaded.append(words)
-        return load(*words)
+        return load(*words, **more)
 
-    monkeypatch.setattr(editing, "load", counting)
+    monkeypatch.setattr(methods, "load", counting)
     told = ["--from", "age=49,sex=F", "sub-01_T1w.nii.gz"]
     assert main(["--age", "-30", "--age", "-10,+10", *told, "-o", "sweep/"]) == 0
     assert (len(prepared), len(loaded)) == (1, 1)
