@@ -1,9 +1,9 @@
 #!/bin/sh
-# Every figure of docs/twin-flow.md anew, into docs/results.
+# Every figure of docs/twin-flow.md anew, into docs/results, but the table of variants (twin_ablation.py).
 #
 #     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed]
 #
-# Without arguments all of them, an hour on 2 cores. The cohorts are made in a folder that is removed; commands are
+# Without arguments all of them. The cohorts are made in a folder that is removed; commands are
 # recorded as run in it.
 set -eu
 

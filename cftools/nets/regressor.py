@@ -38,11 +38,12 @@ class RegressorArchitecture:
 
 
 class Regressor(nn.Module):
-    """How much fluid lies at each place deep in the brain, and one linear layer over the places.
+    """How dark each place deep in the brain is, and one linear layer over the places.
 
-    The scan is registered, so where fluid lies says how wide the ventricles and the deep fissures are. Contrast of grey
-    and white matter, texture and the brain's edge are withheld on purpose: simulated and real scans differ in them, and
-    a network that sees them learns ages from them that hold for simulated scans alone.
+    The scan is registered, so where fluid lies says how wide the ventricles and the deep fissures are. Grey matter
+    counts in part, as it is darker than the median. The brain's edge, and what is brighter than most of it, are
+    withheld on purpose: simulated and real scans differ in them, and a network that saw them learned ages that hold for
+    simulated scans alone.
     """
 
     def __init__(self, architecture: RegressorArchitecture) -> None:
@@ -61,11 +62,10 @@ class Regressor(nn.Module):
 
     def fluid(self, image: Tensor) -> Tensor:
         """Share of each place that is fluid deep in the brain, (B, 1, *PLACES)."""
-        brain = image > EDGE
         full, none = self.architecture.fluid
         median = torch.stack([one[one > EDGE].median() for one in image])
         part = image / median.view(-1, 1, 1, 1, 1)
-        outside = (~brain).float()
+        outside = (image <= EDGE).float()
         reach = self.architecture.depth
         for axis in range(3):
             size, margin = [1, 1, 1], [0, 0, 0]
