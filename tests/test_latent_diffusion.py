@@ -18,7 +18,7 @@ from cftools.errors import LatentError
 from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
-from cftools.nets.unet import UNetArchitecture
+from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
 from cftools.space import VaeSpace
 from cftools.train.autoencoder import AutoencoderObjective, Patches
@@ -119,16 +119,76 @@ def test_a_denoiser_learns_what_its_condition_says(prediction: Any, tmp_path: Pa
 
 def test_latents_meet_everyone_and_are_drawn_anew() -> None:
     def encoded(number: int) -> dict[str, torch.Tensor]:
-        mean = torch.full((2, 1, 2, 2, 2), float(number))
-        return {"mean": mean, "std": torch.full_like(mean, 0.1), "context": torch.full((2, 1), number / 10)}
+        mean = torch.full((3, 1, 2, 2, 2), float(number))
+        context = torch.tensor([[number / 10], [number / 10 + 0.01], [number / 10 + 0.02]])
+        return {"mean": mean, "std": torch.full_like(mean, 0.1), "context": context}
 
-    latents = Latents(encoded, 0, cohort=3, batch=4)
-    items = [latents[index] for index in range(8)]
-    assert items[0]["latent"].shape == (4, 1, 2, 2, 2)
-    assert {round(float(value), 1) for item in items for value in item["context"]} == {0.0, 0.1, 0.2}
+    latents = Latents(encoded, 0, cohort=3, batch=4, ages=2, every=2)
+    items = [latents[index] for index in range(12)]
+    assert items[0]["latent"].shape == (2, 2, 1, 2, 2, 2) and items[0]["context"].shape == (2, 2, 1)
+    met = [{round(float(value), 1) for value in item["context"].flatten()} for item in items]
+    assert met[0] == met[1] == {0.0} and 0.1 in met[2] and 0.2 in met[4], "another joins every second step"
+    assert set().union(*met[:4]) == {0.0, 0.1} and set().union(*met) == {0.0, 0.1, 0.2}
+    for item in items:
+        assert (item["context"][:, 0] != item["context"][:, 1]).all(), "two ages of each, not the same"
+        assert torch.equal(item["context"][:, 0].mul(10).round(), item["context"][:, 1].mul(10).round())
     assert not torch.equal(items[5]["latent"], items[6]["latent"])
-    again = Latents(encoded, 0, cohort=3, batch=4)[5]
+    again = Latents(encoded, 0, cohort=3, batch=4, ages=2, every=2)[5]
     assert torch.equal(again["latent"], items[5]["latent"])
+
+
+def test_ages_of_a_subject_share_time_and_noise() -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+            seen.append((x, time))
+            return torch.zeros_like(x)
+
+    unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8)
+    latents = Latents(lambda number: {}, 0, cohort=1, batch=1)
+    made = DiffusionObjective(unet, latents, make_path("scaled-linear"), "v", 0.0, 0, {}, SPACE)
+    same = torch.zeros(2, 3, 2, 8, 8, 8)
+    made.losses(Spy(), {"latent": same, "context": torch.zeros(2, 3, 1)})
+    x, time = seen[0][0].unflatten(0, (2, 3)), seen[0][1].unflatten(0, (2, 3))
+    assert (x == x[:, :1]).all() and (time == time[:, :1]).all(), "one subject's ages: one noise, one time"
+    assert not torch.equal(x[0], x[1]) and not torch.equal(time[0], time[1]), "subjects: each its own"
+
+
+def test_an_atlas_tells_places_apart() -> None:
+    """A network of convolutions with nothing to see says the same everywhere but at the border."""
+    architecture = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8, atlas=1, sides=(8, 8, 8))
+    network = UNet(architecture).eval()
+    assert network.atlas is not None and not network.atlas.any()
+    torch.nn.init.normal_(next(reversed(list(network.body.out.children()))).conv.weight)
+    x, time, context = torch.zeros(2, 2, 8, 8, 8), torch.zeros(2), torch.zeros(2, 1)
+    blank = network(x, time, context)
+    with torch.no_grad():
+        network.atlas[0, 0, 3, 4, 5] = 3.0
+    marked = network(x, time, context)
+    change = (marked - blank).detach().abs().sum(dim=(0, 1))
+    near, far = change[2:5, 3:6, 4:7].mean(), change[7, 0, 0]
+    assert float(near) > 3 * float(far)
+    with pytest.raises(ValueError, match="sides"):
+        UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8, atlas=1)
+
+
+def test_a_shortcut_codes_blocks_before_training() -> None:
+    """What varies slowly is kept from the start, and each channel is its own: no cosine tells of another."""
+    architecture = AutoencoderArchitecture((8, 16), latent_channels=8, wavelet=True, shortcut=True)
+    network = Autoencoder(architecture).eval()
+    places = torch.linspace(0, 1, 16)
+    smooth = (places[:, None, None] + places[:, None] * places)[None, None]
+    with torch.inference_mode():
+        mean, std = network.encode(smooth)
+        back = network.decode(mean)
+    assert mean.shape == (1, 8, 4, 4, 4) and float(std.max()) < 0.1
+    assert float((back - smooth).abs().max()) < 0.02
+    assert network.shortcut is not None
+    gram = torch.einsum("ixyz,jxyz->ij", network.shortcut.into.weight[:, 0], network.shortcut.back.weight[:, 0])
+    assert torch.allclose(gram, torch.eye(8), atol=1e-5)
+    with pytest.raises(ValueError, match="at most"):
+        AutoencoderArchitecture((8,), latent_channels=9, wavelet=True, shortcut=True)
 
 
 class Wish(torch.nn.Module):

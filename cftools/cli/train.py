@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,6 +65,12 @@ def train(
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, rich_help_panel="Running", help="Processes that simulate.")
     ] = 1,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"],
+        typer.Option(
+            help="Of convolutions and products; which is faster depends on the machine.", rich_help_panel="Running"
+        ),
+    ] = "bfloat16",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -137,6 +143,7 @@ def train(
             options.choose_device(device),
             lambda done, total, losses: report(done, total, note=_losses(losses)),
             workers,
+            dtype,
         )
     terminal.result(path)
 

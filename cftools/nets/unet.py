@@ -20,6 +20,8 @@ class UNetArchitecture:
         channels: width at each level; every level after the first halves the sides.
         attention: which levels attend, to themselves and to the condition.
         variables: condition variables it is told, each a token; 0 for a network that is told nothing.
+        atlas: channels learned for each place of the latent, seen beside it; 0 for a network that has none and takes
+            latents of any size. sides: of the latent, for the atlas.
         blocks: residual blocks a level; heads: channels of an attention head; groups: of the group norm.
         dimensions: 2 or 3.
     """
@@ -29,6 +31,8 @@ class UNetArchitecture:
     channels: tuple[int, ...]
     attention: tuple[bool, ...]
     variables: int = 0
+    atlas: int = 0
+    sides: tuple[int, ...] = ()
     blocks: int = 1
     heads: int = 32
     groups: int = 8
@@ -45,6 +49,8 @@ class UNetArchitecture:
             raise ValueError(f"heads {self.heads}: must divide the width of each level that attends")
         if self.variables and not any(self.attention):
             raise ValueError("attention: no level attends, so none is told the condition")
+        if self.atlas < 0 or (self.atlas > 0) != (len(self.sides) == self.dimensions):
+            raise ValueError(f"atlas {self.atlas}, sides {list(self.sides)}: an atlas needs the latent's sides")
 
     @property
     def divisor(self) -> int:
@@ -80,7 +86,10 @@ class Tokens(nn.Module):
 
 
 class UNet(nn.Module):
-    """(x_t, time, condition) -> what the path's prediction says."""
+    """(x_t, time, condition) -> what the path's prediction says.
+
+    Scans are registered, so that an atlas can say what is usual at a place, which convolutions alone cannot know.
+    """
 
     def __init__(self, architecture: UNetArchitecture) -> None:
         super().__init__()
@@ -88,9 +97,12 @@ class UNet(nn.Module):
         told = architecture.variables > 0
         width = 4 * architecture.channels[0]
         self.tokens = Tokens(architecture.variables, width) if told else None
+        self.atlas = (
+            nn.Parameter(torch.zeros(1, architecture.atlas, *architecture.sides)) if architecture.atlas else None
+        )
         self.body = DiffusionModelUNet(
             spatial_dims=architecture.dimensions,
-            in_channels=architecture.inputs,
+            in_channels=architecture.inputs + architecture.atlas,
             out_channels=architecture.outputs,
             num_res_blocks=architecture.blocks,
             channels=architecture.channels,
@@ -112,5 +124,7 @@ class UNet(nn.Module):
             (B, outputs, *sides).
         """
         tokens = self.tokens(context) if self.tokens is not None else None
+        if self.atlas is not None:
+            x = torch.cat([x, self.atlas.expand(len(x), *self.atlas.shape[1:]).to(x.dtype)], dim=1)
         said: Tensor = self.body(x, timesteps=time, context=tokens)
         return said

@@ -24,31 +24,36 @@ Encoded = Callable[[int], dict[str, Tensor]]
 
 
 class Latents(Dataset[dict[str, Tensor]]):
-    """Item i holds `batch` latents, drawn anew from N(mean, std), with their conditions.
+    """Item i holds latents of some subjects at some ages, drawn anew from N(mean, std), with their conditions.
 
-    Every step meets all whom the cohort has so far; new subjects join it until it is full.
+    latent: (S, A, C, *sides); context: (S, A, V). A step may meet all whom the cohort has so far; new subjects join it
+    until it is full.
 
     Args:
         encoded: a subject's latents at some ages; the same number always gives the same.
         seed: of the draws.
         cohort: number of different subjects, kept in memory in half precision.
-        joining: subjects that join at each step.
+        batch: latents in all, a multiple of ages.
+        ages: of each subject, all different.
+        every: steps after which another subject joins.
     """
 
-    def __init__(self, encoded: Encoded, seed: int, cohort: int, batch: int, joining: int = 1) -> None:
-        self.encoded, self.seed, self.cohort, self.batch, self.joining = encoded, seed, cohort, batch, joining
+    def __init__(self, encoded: Encoded, seed: int, cohort: int, batch: int, ages: int = 1, every: int = 1) -> None:
+        self.encoded, self.seed, self.cohort = encoded, seed, cohort
+        self.subjects, self.ages, self.every = max(batch // ages, 1), ages, every
         self._made: dict[int, dict[str, Tensor]] = {}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 7, index])
-        known = min(self.cohort, (index + 1) * self.joining)
-        fresh = range(known - self.joining, known) if known == (index + 1) * self.joining else range(0)
-        numbers = [*fresh, *(int(n) for n in random.integers(known, size=max(self.batch - len(fresh), 0)))]
+        known = min(self.cohort, index // self.every + 1)
+        numbers = [int(number) for number in random.integers(known, size=self.subjects)]
+        if index % self.every == 0 and known == index // self.every + 1:
+            numbers[0] = known - 1
         rows = []
-        for number in numbers[: self.batch]:
+        for number in numbers:
             subject = self._subject(number)
-            row = int(random.integers(len(subject["mean"])))
-            rows.append({name: values[row].float() for name, values in subject.items()})
+            some = random.permutation(len(subject["mean"]))[: self.ages]
+            rows.append({name: values[torch.from_numpy(some)].float() for name, values in subject.items()})
         item = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         draws = torch.from_numpy(random.standard_normal(tuple(item["mean"].shape), dtype=np.float32))
         return {"latent": item["mean"] + item["std"] * draws, "context": item["context"]}
@@ -63,6 +68,9 @@ class Latents(Dataset[dict[str, Tensor]]):
 @dataclass(frozen=True)
 class DiffusionObjective:
     """Mean squared error of the prediction: Ho et al. 2020, eq. 14, for eps; its like for x0, v and flow.
+
+    A subject's ages share time and noise: what cannot be told of the subject is the same for all of them, and what is
+    left between them is the condition's doing.
 
     Attributes:
         dropout: share of items whose condition is withheld, whole, so that the null is learned.
@@ -102,17 +110,19 @@ class DiffusionObjective:
         return Product(network, self.space, facts)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        clean, context = item["latent"], item["context"]
+        subjects, ages = item["latent"].shape[:2]
+        clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
         count = len(clean)
-        # One time in each of B equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
-        times = (torch.arange(count) + torch.rand(count)) / count
+        # One time in each of S equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
+        times = (torch.arange(subjects) + torch.rand(subjects)) / subjects
         if self.path.times:
             times = (times * self.path.times).ceil().clamp(1, self.path.times) / self.path.times
+        times = times.repeat_interleave(ages)
         pairs = [self.path.at(float(t)) for t in times]
         told = torch.tensor([self.path.network_time(float(t)) for t in times], device=clean.device)
         withheld = torch.rand(count, device=clean.device) < self.dropout
         context = torch.where(withheld[:, None], torch.nan, context)
-        eps = torch.randn_like(clean)
+        eps = torch.randn_like(item["latent"][:, 0]).repeat_interleave(ages, dim=0)
         said = network(noised(self.path, clean, eps, times), told, context)
         wanted = torch.stack(
             [

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,6 +61,7 @@ class Schedule:
     Attributes:
         steps: optimiser steps; learning_rate: peak of AdamW, after a warm-up over the first 2 % and down a cosine.
         ema: decay of the averaged weights that are kept in the end.
+        dtype: of convolutions and products: bfloat16, by autocast, or float32.
         workers: processes that make data; they change nothing but the speed.
         save_every: steps between states that a killed run can resume from.
         log_every: steps averaged into one line of the log.
@@ -70,6 +71,7 @@ class Schedule:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     ema: float = 0.995
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     workers: int = 1
     save_every: int = 100
     log_every: int = 20
@@ -135,7 +137,8 @@ def train(
             item = {name: value.to(device) for name, value in next(items).items()}
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step)
-            with torch.random.fork_rng(devices=[]), torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.dtype == "bfloat16")
+            with torch.random.fork_rng(devices=[]), half:
                 torch.manual_seed(step)  # dropout, the same after a resume
                 losses = objective.losses(network, item)
             if not torch.isfinite(losses["loss"]):

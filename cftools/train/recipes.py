@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -135,8 +135,21 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     space = weights.facts_of(str(recipe.data.get("space", ""))).space
     if space is None:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
+    latents, together, ages = (
+        {**OBJECTIVES["diffusion"].data, **recipe.data}[k] for k in ("latents", "together", "ages")
+    )
+    if latents % together or together > ages:
+        raise PresetError(
+            f"data: {latents} latents a step, {together} ages of a subject together, of {ages}: the first is a multiple "
+            "of the second, which is at most the third"
+        )
     return _architecture(
-        UNetArchitecture, recipe, inputs=space.channels, outputs=space.channels, variables=len(conditions)
+        UNetArchitecture,
+        recipe,
+        inputs=space.channels,
+        outputs=space.channels,
+        variables=len(conditions),
+        sides=space.latent_shape[1:] if recipe.network.arguments.get("atlas") else (),
     )
 
 
@@ -152,7 +165,8 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         job.seed,
         job.cohort,
         int(job.data["latents"]),
-        int(job.data["joining"]),
+        int(job.data["together"]),
+        int(job.data["every"]),
     )
     return DiffusionObjective(
         architecture,
@@ -200,7 +214,8 @@ OBJECTIVES = {
             "space": "",
             "ages": 3,
             "latents": 8,
-            "joining": 1,
+            "together": 1,
+            "every": 1,
             "path": "scaled-linear",
             "prediction": "eps",
             "dropout": 0.1,
@@ -280,6 +295,7 @@ def run(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     workers: int = 1,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
 ) -> Path:
     """Train a recipe and write `out/weights.safetensors`, or go on with a run that was stopped.
 
@@ -290,6 +306,7 @@ def run(
         real: scans to learn from as they are, (1, X, Y, Z) each, normalised on the 2 mm grid.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
+        workers, dtype: as in `Schedule`.
     Raises:
         PresetError: the recipe asks for something there is not. UsageError: as `train`.
     """
@@ -315,6 +332,7 @@ def run(
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         ema=training.ema,
+        dtype=dtype,
         workers=workers,
     )
     trained, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
