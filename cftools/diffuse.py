@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cftools.carry import carry_difference, carry_replacement
+from cftools.carry import carry_difference, carry_field, carry_replacement
 from cftools.condition import Condition, Variable
 from cftools.diffusion import moves, noise, start
 from cftools.diffusion.constraint import unconstrained
@@ -30,6 +30,7 @@ from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUse
 from cftools.latent import Latent, scan_facts
 from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
+from cftools.register import deformation
 from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
 from cftools.weights import Checkpoint, Facts, load
 
@@ -42,6 +43,9 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "fireflow": FireFlow,
     "bdia": Bdia,
 }
+#: How a latent is brought home, and what of that compares the edit with the scan's own resample.
+CARRIES = ("replace", "residual", "warp", "region")
+NEED_FACTUAL = ("residual", "warp")
 #: Solvers that go on, when they turn round, from where they were a move ago.
 REMEMBERS = ("bdia",)
 
@@ -73,20 +77,27 @@ def decoded(space: Space, latent: np.ndarray) -> np.ndarray:
 def brought_home(
     space: Space, prepared: Prepared, edited: np.ndarray, factual: np.ndarray | None, carry: str | None
 ) -> np.ndarray:
-    """The edit on the scan's own grid, carried by "residual" or "replace".
+    """The edit on the scan's own grid.
 
     Args:
-        edited, factual: latents, (1, C, *sides); the factual for residual alone.
+        edited, factual: latents, (1, C, *sides); the factual for NEED_FACTUAL alone.
+        carry: "replace"; "region", inside prepared.region; "residual", the difference of the two decodings; "warp", the
+            deformation from one to the other.
     Raises:
-        PresetError: there is no such carry here. LatentError: residual without the factual.
+        PresetError: there is no such carry here. LatentError: no factual where one is needed.
     """
-    if carry == "replace":
-        return carry_replacement(prepared, decoded(space, edited))
-    if carry != "residual":
-        raise PresetError(f"carry {carry}: a latent is carried by replace or residual")
+    if carry not in CARRIES:
+        raise PresetError(f"carry {carry}: a latent is carried by {', '.join(CARRIES)}")
+    image = decoded(space, edited)
+    if carry not in NEED_FACTUAL:
+        return carry_replacement(prepared, image, prepared.region)
     if factual is None:
-        raise LatentError("the latent holds no factual resample, which carry residual needs: resample with it")
-    return carry_difference(prepared, decoded(space, factual), decoded(space, edited))
+        raise LatentError(f"the latent holds no factual resample, which carry {carry} needs: resample with it")
+    own = decoded(space, factual)
+    if carry == "residual":
+        return carry_difference(prepared, own, image)
+    millimetres = float(prepared.grid.affine[0, 0])
+    return carry_field(prepared, deformation(image, own, millimetres), threads=torch.get_num_threads())
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +165,7 @@ class DiffusionModel:
         state = self.invert(self.encode(prepared.image, scan, source, seed=seed))
         factual: np.ndarray | None = None
         for target in targets:
-            latent = self.resample(state, [Target(target)], factual=preset.carry == "residual" and factual is None)
+            latent = self.resample(state, [Target(target)], factual=preset.carry in NEED_FACTUAL and factual is None)
             factual = latent.tensors.get("factual", factual)
             yield brought_home(self.space, prepared, latent.edited[0], factual, preset.carry)
 

@@ -9,14 +9,14 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Change, Condition, Value, apply, check, parse_values
-from cftools.errors import CftoolsWarning, ConditionError, PresetError, WeightsError
+from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError, WeightsError
 from cftools.preset import Preset
 from cftools.provenance import Provenance, command_line, sidecar_path, source_name, write_sidecar
 from cftools.weights import Checkpoint, Facts, facts_of, load, locate
@@ -47,7 +47,9 @@ class Ability:
 #: What can edit, by a preset's method.
 METHODS = {
     "flow": Ability(("twin",), ("field",), ("cftools.methods", "FlowMethod")),
-    "diffusion": Ability(("diffusion-unet",), ("replace", "residual"), ("cftools.diffuse", "DiffusionModel")),
+    "diffusion": Ability(
+        ("diffusion-unet",), ("replace", "residual", "warp", "region"), ("cftools.diffuse", "DiffusionModel")
+    ),
 }
 #: Weights that read a variable off a scan when nobody says it.
 READERS = {"age": "age-2mm"}
@@ -78,6 +80,8 @@ def plan(
     weights: str | None = None,
     steps: int | None = None,
     clip: bool = False,
+    region: bool = False,
+    **sampling: Any,
 ) -> Plan:
     """Choose weights and check that all goes together: preset, weights, conditions; nothing is loaded yet.
 
@@ -87,9 +91,12 @@ def plan(
         told: what is said of every scan.
         weights: a name or path instead of the preset's own choice, the first that knows all that is changed.
         steps: network evaluations instead of the preset's.
+        region: whether a mask will say where the edit may show.
+        sampling: values for the preset's sampling and carry; None changes nothing.
     Raises:
         PresetError: the preset cannot edit, or the weights are of another kind.
         WeightsError: there are no such weights. ConditionError: they cannot do what is asked.
+        UsageError: a carry by region without a region, or a region without it.
     """
     if "edit" not in preset.tasks or preset.method not in METHODS:
         raise PresetError(f"preset {preset.name}: cannot edit scans; try --preset twin")
@@ -103,10 +110,11 @@ def plan(
         needed = " or ".join(ability.architectures)
         raise PresetError(f"preset {preset.name}: needs {needed} weights, {name} are {facts.architecture}")
     label = name if locate(name)[1] else Path(name).stem
-    preset = preset.with_weights(label).override(steps=steps)
+    preset = preset.with_weights(label).override(steps=steps, **sampling)
     if preset.carry not in ability.carries:
         needed = " or ".join(ability.carries)
-        raise PresetError(f"preset {preset.name}: a {preset.method} method needs carry = {needed}")
+        raise PresetError(f"preset {preset.name}: a {preset.method} method is carried by {needed}, not {preset.carry}")
+    check_region(preset, region)
     with warnings.catch_warnings():
         # Each scan gets its own warning of what is clipped.
         warnings.simplefilter("ignore", CftoolsWarning)
@@ -114,6 +122,12 @@ def plan(
         for changes in sweep:
             _check_changes(facts, changes, clip)
     return Plan(preset, name, facts, clip)
+
+
+def check_region(preset: Preset, region: bool) -> None:
+    """Raise a UsageError unless a region is named where, and only where, the preset carries by one."""
+    if (preset.carry == "region") != region:
+        raise UsageError("--region MASK and --carry region go together: both or neither")
 
 
 def parse_sweep(ages: Sequence[str], assignments: Sequence[str]) -> list[Changes]:
@@ -236,7 +250,12 @@ class Editor:
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
 
     def edit(
-        self, volume: Volume, known: Condition, sweep: Sequence[Changes], dataset: Path | None = None
+        self,
+        volume: Volume,
+        known: Condition,
+        sweep: Sequence[Changes],
+        dataset: Path | None = None,
+        region: Volume | None = None,
     ) -> Iterator[Edited]:
         """Each edit of a scan in turn, the scan prepared once.
 
@@ -244,14 +263,16 @@ class Editor:
             volume: the scan.
             known: what is known of it; what must be and is not, a model reads off the scan.
             dataset: the BIDS folder it belongs to, for the record.
+            region: a mask on the scan's grid, where alone the edit may show, for a carry by region.
         Raises:
             ConditionError: a value is unknown, or out of range.
-            VolumeError, RegistrationError: as `prepare`.
+            VolumeError, RegistrationError: as `prepare`; a region that is no mask on the scan's grid.
         Warns:
             CftoolsWarning: another contrast by its name; a value is a model's guess, or was clipped.
         """
         preset, facts = self.plan.preset, self.plan.facts
         _check_contrast(volume, facts)
+        where = volume.region(region) if region is not None else None
         names = dict.fromkeys(change.name for changes in sweep for change in changes)
         missing = [name for name in names if known.get(name) is None]
         for name in missing:
@@ -260,6 +281,7 @@ class Editor:
         conditions = None if missing else self._conditions(known, sweep)
 
         method, weights, prepared, guesses = self.opened(volume, missing)
+        prepared = replace(prepared, region=where)
         source, targets = conditions or self._conditions(known.do(**guesses), sweep)
         details = {
             "device": method.device.type,
@@ -269,7 +291,7 @@ class Editor:
         arrays = method.edits(preset, prepared, source, targets, self.seed)
         for changes, target, array in zip(sweep, targets, arrays, strict=True):
             provenance = Provenance(
-                command=_command(self.plan, changes, source, volume),
+                command=_command(self.plan, changes, source, volume, self.seed, region),
                 sources=(source_name(volume.path or "stdin", dataset),),
                 skull_stripped=facts.skull_stripped,
                 preset=preset,
@@ -367,12 +389,22 @@ def _grid(facts: Facts) -> Grid:
     return Grid(facts.grid.name, (x, y, z), np.array(facts.grid.affine))
 
 
-def _command(plan: Plan, changes: Changes, source: Condition, volume: Volume) -> str:
+def _command(
+    plan: Plan, changes: Changes, source: Condition, volume: Volume, seed: int, region: Volume | None = None
+) -> str:
     """The command that makes one image alone, whatever sweep or batch it came from."""
     preset = plan.preset
     sampling: Any = preset.sampling
     words = ["cf-edit", "--preset", preset.name, "--weights", preset.weights[preset.main_role][0]]
     words += ["--steps", str(sampling.steps)]
+    if len(METHODS[preset.method].carries) > 1:
+        words += ["--carry", str(preset.carry)]
+    if region is not None:
+        words += ["--region", region.path.name if region.path else "-"]
+    if (guidance := getattr(sampling, "guidance", None)) is not None:
+        words += ["--guidance", f"{guidance:g}"]
+    if seed:
+        words += ["--seed", str(seed)]
     for change in changes:
         words += ["--set", f"{change.name}={_text(change.value, signed=change.relative)}"]
     told = [f"{name}={_text(value)}" for name, value in source.items() if value is not None]

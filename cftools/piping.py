@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Condition, apply, check, entity
-from cftools.editing import Changes, Editor, Plan, plan, readable
+from cftools.editing import Changes, Editor, Plan, check_region, plan, readable
 from cftools.errors import LatentError, PresetError
 from cftools.facts import Target
 from cftools.latent import Latent
@@ -95,14 +95,17 @@ def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Tar
     return [Target(check(apply(changes, source), variables, plan.clip), entity(changes)) for changes in sweep]
 
 
-def decode(latent: Latent, device: Device, onto: Volume | None, carry: str | None) -> Iterator[tuple[Target, Volume]]:
+def decode(
+    latent: Latent, device: Device, onto: Volume | None, carry: str | None, region: Volume | None = None
+) -> Iterator[tuple[Target, Volume]]:
     """The images of a latent's edits.
 
     Args:
         onto: the scan it was made from, whose grid the edits are brought to; None leaves them on the model's.
-        carry: how; None, as the preset does.
+        carry: how; None, as the preset does. region: a mask on the scan's grid, for a carry by region.
     Raises:
-        LatentError: it holds no edits, or was made from another scan or with other weights.
+        LatentError: it holds no edits, or was made from another scan or with other weights. UsageError: the region and
+            the carry do not go together. VolumeError: the region is no mask on the scan's grid.
     """
     import numpy as np
 
@@ -128,7 +131,9 @@ def decode(latent: Latent, device: Device, onto: Volume | None, carry: str | Non
     scan = facts.scan
     if scan is None:
         raise LatentError(f"{latent.name}: was made from no scan: decode it without --onto")
-    prepared = prepare(onto, grid, np.array(scan.to_mni))
+    check_region(preset.override(carry=carry), region is not None)
+    where = onto.region(region) if region is not None else None
+    prepared = replace(prepare(onto, grid, np.array(scan.to_mni)), region=where)
     factual = latent.tensors.get("factual")
     for target, edited in zip(facts.targets, latent.edited, strict=True):
         yield target, onto.with_array(brought_home(space, prepared, edited, factual, carry or preset.carry))

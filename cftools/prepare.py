@@ -62,6 +62,7 @@ class Prepared:
         mask: the brain on the scan's own grid, bool.
         offset, scale: image = (native - offset) / scale.
         similarity: of the registration; see `Registration`.
+        region: where alone an edit may show, on the scan's own grid, bool; None for all of the brain.
     """
 
     volume: Volume
@@ -72,6 +73,7 @@ class Prepared:
     offset: float
     scale: float
     similarity: float = math.nan
+    region: np.ndarray | None = None
 
 
 def prepare(volume: Volume, grid: Grid = GRID_2MM, to_mni: np.ndarray | None = None) -> Prepared:

@@ -112,6 +112,19 @@ class Volume:
         theirs, ours = (printable(volume.path) if volume.path else "one" for volume in (other, self))
         raise VolumeError(f"{theirs}: is not on the grid of {ours} ({found}): resample it onto that first")
 
+    def region(self, mask: Volume) -> np.ndarray:
+        """A mask on this volume's grid as bool, (X, Y, Z).
+
+        Raises:
+            VolumeError: on another grid, or with more than one value beside 0.
+        """
+        self.check_same_grid(mask)
+        name = printable(mask.path) if mask.path else "the mask"
+        values = np.unique(mask.array[mask.array != 0])
+        if values.size > 1:
+            raise VolumeError(f"{name}: holds {values.size} values beside 0, and a mask holds one: threshold it first")
+        return mask.array != 0
+
     def to_bytes(self, gz: bool = False) -> bytes:
         """The bytes of a .nii file, or of a .nii.gz: the same volume always gives the same bytes."""
         buffer = io.BytesIO()

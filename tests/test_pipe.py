@@ -27,7 +27,6 @@ from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.prepare import GRID_2MM
 from cftools.prepare import resample as to_grid
-from cftools.preset import presets_folder
 from cftools.register import template
 from cftools.train.recipes import VARIABLES, grid_facts
 from cftools.volume import Volume
@@ -104,12 +103,17 @@ def place(tmp_path: Path, made: Path, bundle: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-@pytest.mark.parametrize("carry", ["replace", "residual"])
+@pytest.mark.parametrize("carry", ["replace", "residual", "warp", "region"])
 def test_pieces_give_the_bytes_of_the_whole(carry: str) -> None:
-    assert decode(["--onto", "in.nii", "--carry", carry, "e.safetensors", "out/"]) == 0
-    preset = Path("mine.toml")
-    preset.write_text((presets_folder() / "ldm.toml").read_text().replace('carry = "replace"', f'carry = "{carry}"'))
-    words = ["--preset", str(preset), *FEW, "--from", "age=20,sex=F", "--age", "+20,+40", "in.nii", "-o", "whole"]
+    how = ["--carry", carry]
+    if carry == "region":
+        mask = Volume.load("in.nii")
+        left = np.zeros_like(mask.array)
+        left[20:30, 30:40, 30:40] = 1
+        mask.with_array(left).save("mask.nii")
+        how += ["--region", "mask.nii"]
+    assert decode(["--onto", "in.nii", *how, "e.safetensors", "out/"]) == 0
+    words = ["--preset", "ldm", *how, *FEW, "--from", "age=20,sex=F", "--age", "+20,+40", "in.nii", "-o", "whole"]
     assert edit(words) == 0
     for name in ("in_desc-agePlus20.nii", "in_desc-agePlus40.nii"):
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
@@ -117,14 +121,18 @@ def test_pieces_give_the_bytes_of_the_whole(carry: str) -> None:
     assert np.abs(young - old).max() > 0
     scan = Volume.load("in.nii").array
     np.testing.assert_array_equal(old[scan == 0], 0)
+    if carry == "region":
+        changed = np.argwhere(old != scan)
+        assert (changed.min(axis=0) >= [20, 30, 30]).all() and (changed.max(axis=0) < [30, 40, 40]).all()
     facts = json.loads(Path("out/in_desc-agePlus20.json").read_text())["cftools"]
     assert facts["condition"]["target"] == {"age": 40, "sex": "F"}
     assert len(facts["command"].split(" | ")) == 4
 
 
-def test_no_change_asked_through_residual_is_the_scan_itself() -> None:
+@pytest.mark.parametrize("carry", ["residual", "warp"])
+def test_no_change_asked_is_the_scan_itself(carry: str) -> None:
     assert resample(["--age", "+0", "n.safetensors", "same.safetensors"]) == 0
-    assert decode(["--onto", "in.nii", "--carry", "residual", "same.safetensors", "same.nii"]) == 0
+    assert decode(["--onto", "in.nii", "--carry", carry, "same.safetensors", "same.nii"]) == 0
     np.testing.assert_array_equal(Volume.load("same.nii").array, Volume.load("in.nii").array)
 
 
@@ -138,6 +146,10 @@ def test_without_the_scan_an_edit_stays_on_the_models_grid() -> None:
 def test_what_does_not_belong_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     other = Volume.load("in.nii")
     other.with_array(other.array * 2).save("other.nii")
+    other.with_array(other.array * 0).save("empty.nii")
+    Volume.from_array(np.eye(4, dtype=np.float32)[..., None].repeat(4, -1), np.eye(4)).save("small.nii")
+    whole = ["--preset", "ldm", "--age", "+20", "--from", "age=20,sex=F", *FEW, "in.nii", "x.nii"]
+    onto = ["--onto", "in.nii", "e.safetensors", "x/"]
     capsys.readouterr()
     for command, words, said in (
         (invert, ["n.safetensors", "x.safetensors"], "cf-encode"),
@@ -146,6 +158,15 @@ def test_what_does_not_belong_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         (decode, ["--onto", "in.nii", "n.safetensors", "x.nii"], "cf-resample"),
         (decode, ["--onto", "in.nii", "e.safetensors", "x.nii"], "folder"),
         (decode, ["--onto", "other.nii", "e.safetensors", "x/"], "another scan"),
+        (decode, ["--carry", "region", *onto], "go together"),
+        (decode, ["--region", "other.nii", *onto], "go together"),
+        (decode, ["--carry", "region", "--region", "empty.nii", *onto], "every voxel is 0"),
+        (decode, ["--carry", "region", "--region", "small.nii", *onto], "grid"),
+        (decode, ["--carry", "field", *onto], "carried by"),
+        (edit, ["--carry", "region", *whole], "go together"),
+        (edit, ["--carry", "region", "--region", "in.nii", *whole], "threshold"),
+        (edit, ["--carry", "field", *whole], "carried by"),
+        (edit, ["--guidance", "2", "--age", "+20", "--from", "age=20", "in.nii", "x.nii"], "guidance"),
         (encode, ["--preset", "twin", "in.nii", "x.safetensors"], "no latents"),
         (invert, ["in.nii", "x.safetensors"], "is an image"),
     ):

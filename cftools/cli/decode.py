@@ -22,9 +22,8 @@ def decode(
         Path | None,
         typer.Option(metavar="SCAN", help="The scan it was encoded from: the edit comes back on its grid."),
     ] = None,
-    carry: Annotated[
-        str | None, typer.Option(metavar="replace|residual", help="How to bring it there, instead of the preset's way.")
-    ] = None,
+    carry: options.Carry = None,
+    region: options.Region = None,
     volume: options.VolumeIndex = None,
     force: options.Force = False,
     device: options.Device = "auto",
@@ -50,7 +49,8 @@ def decode(
     if several and (output == "-" or Path(output).suffix in (".nii", ".gz")):
         raise UsageError(f"{output}: the latent holds {len(given.facts.targets)} edits: name a folder")
     scan = Volume.load(onto, volume) if onto else None
-    for target, image in decode(given, lambda: options.choose_device(device), scan, carry):
+    where = Volume.load(region) if region else None
+    for target, image in decode(given, lambda: options.choose_device(device), scan, carry, where):
         if output == "-":
             terminal.write_bytes(image.to_bytes())
             continue

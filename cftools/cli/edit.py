@@ -58,6 +58,9 @@ def edit(
         str | None, typer.Option(metavar="NAME|FILE", help="Weights instead of the preset's own choice.")
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Network evaluations; 1 is one shot.")] = None,
+    carry: options.Carry = None,
+    region: options.Region = None,
+    guidance: options.Guidance = None,
     volume: options.VolumeIndex = None,
     participant_label: Annotated[
         list[str] | None,
@@ -101,7 +104,8 @@ def edit(
     from cftools.preset import load_preset
 
     sweep, told = parse_sweep(age or [], set_ or []), parse_condition(from_ or [])
-    method = plan(load_preset(preset), sweep, told, weights, steps, clip)
+    chosen = {"carry": carry, "guidance": guidance}
+    method = plan(load_preset(preset), sweep, told, weights, steps, clip, region is not None, **chosen)
     labels = [label for text in participant_label or [] for label in text.split(",")]
     jobs = list_jobs(scans, output, labels, sweep, method.facts.contrasts[0])
     jobs = check_outputs(jobs, json, force, skip_existing, sure=output is not None or len(scans) == 1)
@@ -115,7 +119,7 @@ def edit(
 
         def work(job: Job) -> None:
             with _noting(str(job)) as notes:
-                for path, edited, seconds in _edited(editor, job, told, volume):
+                for path, edited, seconds in _edited(editor, job, told, volume, region):
                     _write(job, path, edited, force)
                     facts.append(_facts(job, path, edited, seconds, notes))
                     if total > 1:
@@ -128,7 +132,7 @@ def edit(
 
 
 def _edited(
-    editor: Editor, job: Job, told: Condition, index: int | None
+    editor: Editor, job: Job, told: Condition, index: int | None, region: Path | None
 ) -> Iterator[tuple[Path | None, Edited, float]]:
     """Each output of a job, the edit for it, and its seconds; the first has those of the preparation."""
     from cftools.cohort import known_of
@@ -141,7 +145,8 @@ def _edited(
     if job.scan and told.keys() != known.keys():
         known = known_of(job.scan, variables)
     scan = Volume.load(job.scan, index) if job.scan else Volume.from_bytes(terminal.read_bytes(), index=index)
-    edits = editor.edit(scan, known.do(**told), [changes for _, changes in job.edits], job.dataset)
+    where = Volume.load(region) if region else None
+    edits = editor.edit(scan, known.do(**told), [changes for _, changes in job.edits], job.dataset, where)
     for (path, _), edited in zip(job.edits, edits, strict=True):
         yield path, edited, time.monotonic() - start
         start = time.monotonic()

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,21 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+
+
+Carry = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW", help="How the edit comes home, where there is a choice: replace, residual, warp or region."
+    ),
+]
+Region = Annotated[
+    Path | None,
+    typer.Option(metavar="MASK", help="With --carry region: where alone the edit shows, a mask on the scan's grid."),
+]
+Guidance = Annotated[
+    float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
+]
 
 
 def usable_cpus() -> int:

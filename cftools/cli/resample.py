@@ -24,9 +24,7 @@ def resample(
     clip: Annotated[
         bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")
     ] = False,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
-    ] = None,
+    guidance: options.Guidance = None,
     weights: latents.Weights = None,
     force: options.Force = False,
     device: options.Device = "auto",

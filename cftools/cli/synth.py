@@ -29,9 +29,7 @@ def synth(
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Method.")] = "ldm",
     weights: latents.Weights = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Network evaluations.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
-    ] = None,
+    guidance: options.Guidance = None,
     force: options.Force = False,
     device: options.Device = "auto",
     threads: options.Threads = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from monai.networks.nets import AutoencoderKL, PatchDiscriminator
@@ -113,11 +114,11 @@ class Autoencoder(nn.Module):
         )
         self.shortcut = Cosines(architecture) if architecture.shortcut else None
         if self.shortcut is not None:
-            still = (self.body.quant_conv_mu, self.body.quant_conv_log_sigma, self.body.decoder.blocks[-1])
-            for layer in still:
+            body: Any = self.body
+            for layer in (body.quant_conv_mu, body.quant_conv_log_sigma, body.decoder.blocks[-1]):
                 nn.init.zeros_(layer.conv.weight)
                 nn.init.zeros_(layer.conv.bias)
-            nn.init.constant_(self.body.quant_conv_log_sigma.conv.bias, EXACT)
+            nn.init.constant_(body.quant_conv_log_sigma.conv.bias, EXACT)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std, (B, latent_channels, *sides / factor), of images (B, 1, *sides).

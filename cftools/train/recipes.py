@@ -140,8 +140,8 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     )
     if latents % together or together > ages:
         raise PresetError(
-            f"data: {latents} latents a step, {together} ages of a subject together, of {ages}: the first is a multiple "
-            "of the second, which is at most the third"
+            f"data: {latents} latents a step, {together} ages together, {ages} ages: the first is a multiple of the "
+            "second, and that at most the third"
         )
     return _architecture(
         UNetArchitecture,
