@@ -127,6 +127,23 @@ def prepare(volume: Volume, grid: Grid = GRID_2MM, to_mni: np.ndarray | None = N
     )
 
 
+def itk_transform(to_mni: np.ndarray) -> str:
+    """An affine as the text of an ITK transform file, for ANTs, SimpleITK and 3D Slicer.
+
+    It takes points of MNI152 to points of the scan, as ITK resamples (fixed to moving), in its LPS millimetres.
+
+    Args:
+        to_mni: native world mm -> MNI152 world mm, both RAS, (4, 4).
+    """
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    matrix = flip @ np.linalg.inv(to_mni) @ flip
+    parameters = " ".join(repr(float(value)) for value in (*matrix[:3, :3].ravel(), *matrix[:3, 3]))
+    return (
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: {parameters}\nFixedParameters: 0 0 0\n"
+    )
+
+
 def _check_size(name: str, litres: float) -> None:
     low, high = BRAIN_LITRES
     if litres > high:

@@ -166,7 +166,6 @@ def test_what_does_not_belong_is_refused(capsys: pytest.CaptureFixture[str]) -> 
         (edit, ["--carry", "region", *whole], "go together"),
         (edit, ["--carry", "region", "--region", "in.nii", *whole], "threshold"),
         (edit, ["--carry", "field", *whole], "carried by"),
-        (edit, ["--guidance", "2", "--age", "+20", "--from", "age=20", "in.nii", "x.nii"], "guidance"),
         (encode, ["--preset", "twin", "in.nii", "x.safetensors"], "no latents"),
         (invert, ["in.nii", "x.safetensors"], "is an image"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -347,3 +348,36 @@ def test_every_real_head_is_refused(data_dir: Path) -> None:
     for path in scans:
         with pytest.raises(VolumeError, match="strip the skull"):
             prepare(Volume.load(path))
+
+
+def test_cf_prep_writes_what_itk_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SimpleITK, given the scan, the transform and the grid, finds the same picture; it converts RAS to LPS itself."""
+    from cftools.cli.prep import main as prep
+
+    monkeypatch.chdir(tmp_path)
+    whole = template()
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", (8, -5, 10), degrees=True).as_matrix() @ np.array(
+        [[0, 0, -1.1], [1.05, 0, 0], [0, 0.95, 0]]
+    )
+    turned[:3, 3] = turned[:3, :3] @ [-100, -80, -85]
+    indices = np.linalg.inv(whole.affine) @ turned
+    scan = ndimage.affine_transform(whole.array, indices[:3, :3], indices[:3, 3], (200, 160, 170), order=1)
+    Volume.from_array(300 * scan.astype(np.float32), turned).save("scan.nii.gz")
+    assert prep(["scan.nii.gz", "grid.nii.gz", "--transform", "to_mni.txt", "--mask", "brain.nii.gz"]) == 0
+
+    moved = sitk.Resample(
+        sitk.ReadImage("scan.nii.gz"), sitk.ReadImage("grid.nii.gz"), sitk.ReadTransform("to_mni.txt"), sitk.sitkLinear
+    )
+    theirs = ndimage.gaussian_filter(sitk.GetArrayFromImage(moved).T, 0.5)
+    grid = Volume.load("grid.nii.gz")
+    ours = ndimage.gaussian_filter(grid.array, 0.3)
+    assert np.corrcoef(theirs[ours > 0.05], ours[ours > 0.05])[0, 1] > 0.99
+    np.testing.assert_allclose(grid.affine, GRID_2MM.affine)
+    mask = Volume.load("brain.nii.gz")
+    np.testing.assert_allclose(mask.affine, turned, atol=1e-5)
+    assert set(np.unique(mask.array)) == {0, 1} and not mask.array[scan == 0].mean() > 0.05
+    assert json.loads(Path("grid.json").read_text())["cftools"]["details"]["similarity"] > 0.9
+    before = Path("grid.nii.gz").read_bytes()
+    assert prep(["scan.nii.gz", "grid.nii.gz"]) != 0 and Path("grid.nii.gz").read_bytes() == before
+    assert prep(["scan.nii.gz", "none/grid.nii.gz"]) != 0

@@ -14,7 +14,7 @@ from cftools.cli.app import Command
 
 COMMANDS = (
     *("edit", "synth", "phantom", "train", "score", "view", "weights"),
-    *("encode", "invert", "resample", "decode"),
+    *("prep", "encode", "invert", "resample", "decode"),
 )
 
 
