@@ -24,7 +24,7 @@ from cftools.space import VaeSpace
 from cftools.train.autoencoder import AutoencoderObjective, Patches
 from cftools.train.diffusion import DiffusionObjective, Latents
 from cftools.train.loop import Schedule, train
-from cftools.train.recipes import VARIABLES
+from cftools.train.twin import AGED
 from cftools.weights import Facts, TrainingFacts
 
 SIDE = 16
@@ -215,7 +215,7 @@ def model(start: str = "inverted", solver: str = "ddim", steps: int = 10, **samp
     facts = Facts(
         architecture="diffusion-unet",
         architecture_arguments={},
-        variables=VARIABLES,
+        variables=AGED,
         grid=GRID,
         contrasts=("T1w",),
         intensity="brain-percentile",

@@ -28,7 +28,8 @@ from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.prepare import GRID_2MM
 from cftools.prepare import resample as to_grid
 from cftools.register import template
-from cftools.train.recipes import VARIABLES, grid_facts
+from cftools.train.recipes import grid_facts
+from cftools.train.twin import AGED
 from cftools.volume import Volume
 
 FEW = ["--steps", "4"]
@@ -48,7 +49,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = UNet(unet)
     for parameter in network.parameters():  # MONAI's last layer starts at zero
         torch.nn.init.normal_(parameter, std=0.1)
-    _bundle(folder, "age-ldm-2mm", "diffusion-unet", network, asdict(unet), VARIABLES, space, diffusion)
+    _bundle(folder, "age-ldm-2mm", "diffusion-unet", network, asdict(unet), AGED, space, diffusion)
     return folder
 
 

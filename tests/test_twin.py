@@ -20,8 +20,8 @@ from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, Prepared
-from cftools.train.recipes import VARIABLES, grid_facts
-from cftools.train.twin import TwinObjective, Twins, _growth, normalised
+from cftools.train.recipes import grid_facts, variables_of
+from cftools.train.twin import AGED, TwinObjective, Twins, _growth, normalised
 from cftools.volume import Volume
 from cftools.weights import Checkpoint, Facts, TrainingFacts
 
@@ -55,7 +55,7 @@ def method(**options: object) -> FlowMethod:
         "velocity_mm": net.architecture.velocity_mm,
         "residual": net.architecture.residual,
     }
-    return FlowMethod(Checkpoint("test", dict(net.state_dict()), facts("twin", arguments, VARIABLES), "0" * 64))
+    return FlowMethod(Checkpoint("test", dict(net.state_dict()), facts("twin", arguments, AGED), "0" * 64))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_what_cannot_be_changed_is_refused(prepared: Prepared) -> None:
 
 def test_tensors_of_another_shape_are_refused() -> None:
     arguments = {"variables": 2, "changes": [0], "channels": [4, 8], "velocity_mm": 4, "residual": True}
-    wrong = Checkpoint("test", dict(moving_net().state_dict()), facts("twin", arguments, VARIABLES), "0" * 64)
+    wrong = Checkpoint("test", dict(moving_net().state_dict()), facts("twin", arguments, AGED), "0" * 64)
     with pytest.raises(WeightsError, match="do not fit"):
         FlowMethod(wrong)
 
@@ -168,7 +168,7 @@ def test_tensors_of_another_shape_are_refused() -> None:
 def test_reader_reads_within_the_range(prepared: Prepared) -> None:
     torch.manual_seed(0)
     net = Regressor(RegressorArchitecture())
-    known = {"age": VARIABLES["age"]}
+    known = {"age": AGED["age"]}
     reader = ScalarReader(
         Checkpoint("age", dict(net.state_dict()), facts("reader", {"fluid": [0.6, 0.95]}, known), "0" * 64)
     )
@@ -228,6 +228,27 @@ def test_training_pairs_are_what_a_scan_would_be() -> None:
     error = lambda image: float(((image - item["target"]).abs() * inside).sum())  # noqa: E731
     assert error(moved) < 0.8 * error(item["image"])
     assert torch.equal(item["image"], Twins(family, 0)[3]["image"])
+
+
+def test_pairs_of_diagnoses_are_of_one_age() -> None:
+    from cftools.phantom.anatomy import template_anatomy
+
+    family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
+    variables = variables_of(("diagnosis",))
+    twins = Twins(family, 0, variables=variables, changes=("diagnosis",))
+    ages, told = [], []
+    for index in range(6):
+        item = twins[index]
+        age, sex, diagnosis = item["source"].T
+        assert item["source"].shape == (2, 3) and torch.equal(age.nan_to_num(9), age.flip(0).nan_to_num(9))
+        assert torch.equal(sex.nan_to_num(9), sex.flip(0).nan_to_num(9)) and diagnosis[0] != diagnosis[1]
+        ages.append(variables["age"].decode(float(age[0])) if not age[0].isnan() else None)
+        told.append(diagnosis.tolist())
+        # Whoever is worse has less hippocampus.
+        growth = _growth(item["regions"], item["truth"])[0, TARGETS.index("hippocampus")]
+        assert float(growth) * float(diagnosis[1] - diagnosis[0]) < 0
+    assert any(age is None for age in ages) and all(age is None or 40 <= age <= 100 for age in ages)
+    assert {code for pair in told for code in pair} == {-1.0, 0.0, 1.0}
 
 
 def test_pairs_that_repeat_are_mirrored_whole() -> None:

@@ -37,6 +37,10 @@ def edit(
             metavar="YEARS", help="The age to give: 79, or +30, -10 from the scan's own; several are a sweep."
         ),
     ] = None,
+    diagnosis: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CN|MCI|AD", help="The diagnosis to give; the scan's own must be known, see --from."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="The same for any variable that the weights can change."),
@@ -93,6 +97,7 @@ def edit(
         cf-edit --age +30 sub-01_T1w.nii.gz
         cf-edit --age 79 --from age=49,sex=F in.nii.gz out.nii.gz
         cf-edit --age -30,-10,+10,+30 in.nii.gz
+        cf-edit --diagnosis AD --from diagnosis=CN,age=70 sub-01_T1w.nii.gz
         cf-edit --age +30 -o out/ sub-*.nii.gz
         cf-edit --age +30 bids/ derivatives/ --participant-label 01,02
     """
@@ -103,7 +108,8 @@ def edit(
     from cftools.editing import Editor, parse_sweep, plan
     from cftools.preset import load_preset
 
-    sweep, told = parse_sweep(age or [], set_ or []), parse_condition(from_ or [])
+    assignments = [*(f"diagnosis={name}" for name in diagnosis or []), *(set_ or [])]
+    sweep, told = parse_sweep(age or [], assignments), parse_condition(from_ or [])
     chosen = {"carry": carry, "guidance": guidance}
     method = plan(load_preset(preset), sweep, told, weights, steps, clip, region is not None, **chosen)
     labels = [label for text in participant_label or [] for label in text.split(",")]

@@ -20,19 +20,29 @@ from cftools.phantom.anatomy import TEMPLATE, Anatomy
 from cftools.phantom.contrast import CONTRASTS
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import AgeingLaw
-from cftools.phantom.twins import Family
+from cftools.phantom.twins import HEALTH, Family
 from cftools.prepare import GRID_2MM, Grid
 from cftools.preset import Recipe
 from cftools.train.loop import Objective, Progress, Schedule, train
 from cftools.train.reader import AgedBrains, ReaderObjective
-from cftools.train.twin import AGES, TwinObjective, Twins
+from cftools.train.twin import AGED, AGES, TwinObjective, Twins
 
-#: Everything the simulator can tell of a subject, and which of it it can change.
+#: Everything the simulator can tell of a subject, and which of it a flow can change.
 VARIABLES = {
-    "age": Variable("age", "number", *AGES, unit="years"),
-    "sex": Variable("sex", "category", values=("F", "M")),
+    **AGED,
+    "diagnosis": Variable("diagnosis", "category", values=HEALTH["diagnosis"]),
 }
-CHANGEABLE = ("age",)
+CHANGEABLE = ("age", "diagnosis")
+#: Told to every network that is told anything.
+TOLD = tuple(AGED)
+#: The ages at which a diagnosis is learned: below, there is none to learn.
+DIAGNOSED = Variable("age", "number", 40.0, AGES[1], unit="years")
+
+
+def variables_of(conditions: Sequence[str]) -> dict[str, Variable]:
+    """What a network that changes or is told these is told, in order."""
+    known = {name: one for name, one in VARIABLES.items() if name in (*TOLD, *conditions)}
+    return known | {"age": DIAGNOSED} if "diagnosis" in conditions else known
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,8 @@ class Kind:
 
 
 def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchitecture:
-    """What the simulator knows and cannot change is told to the network as context."""
-    order = list(VARIABLES)
+    """Age and sex are told to the network also where they do not change."""
+    order = list(variables_of(conditions))
     changes = tuple(order.index(name) for name in conditions)
     return _architecture(TwinArchitecture, recipe, variables=len(order), changes=changes)
 
@@ -93,7 +103,7 @@ def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchite
 def _twin_objective(job: Job, architecture: TwinArchitecture) -> Objective:
     return TwinObjective(
         architecture,
-        Twins(job.family, job.seed, job.cohort),
+        Twins(job.family, job.seed, job.cohort, variables_of(job.conditions), job.conditions),
         job.seed,
         field_weight=job.losses["field"],
         volume_weight=job.losses["volume"],
@@ -193,7 +203,7 @@ OBJECTIVES = {
         False,
         _twin_architecture,
         _twin_objective,
-        tuple(VARIABLES),
+        TOLD,
     ),
     "reader": Kind(("age",), True, {}, _SUBJECTS, False, _reader_architecture, _reader_objective),
     "autoencoder": Kind(
@@ -206,7 +216,7 @@ OBJECTIVES = {
         _autoencoder_objective,
     ),
     "diffusion": Kind(
-        tuple(VARIABLES),
+        TOLD,
         False,
         {},
         {
@@ -340,7 +350,7 @@ def run(
     facts = weights.Facts(
         architecture=recipe.network.architecture,
         architecture_arguments=asdict(architecture),
-        variables={name: one for name, one in VARIABLES.items() if name in (*kind.context, *conditions)},
+        variables={k: v for k, v in variables_of(conditions).items() if k in (*kind.context, *conditions)},
         grid=grid_facts(GRID_2MM),
         contrasts=contrasts_of(recipe),
         intensity="brain-percentile",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,15 +14,16 @@ from torch.utils.data import Dataset
 
 from cftools import field
 from cftools.carry import surface
+from cftools.condition import Condition, Variable
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.deform import FIELD_SHAPE, TARGETS
-from cftools.phantom.twins import Aged, Family, Subject
+from cftools.phantom.twins import WELL, Aged, Family, Health
 from cftools.prepare import intensity_scale
 from cftools.train.loop import Product
 
-#: Share of training pairs whose sex is withheld, so that the flow also works where it is not known.
-UNKNOWN_SEX = 0.3
+#: Share of training pairs of which something that does not change is withheld, for scans of which it is unknown.
+UNKNOWN = 0.3
 #: What keeps pairs of nearly one age from counting much: normalised intensity, millimetres, and volume in standard
 #: deviations between people.
 LEAST_CHANGE, LEAST_MOTION, LEAST_GROWTH = 0.01, 0.1, 0.2
@@ -31,11 +33,15 @@ REACH = 6.0
 AGES = (5.0, 100.0)
 
 
-class Twins(Dataset[dict[str, Tensor]]):
-    """Pairs of one subject at two ages, as a network meets them: stripped, normalised, on the 2 mm grid.
+#: What a subject can be told apart by, and the range of it that is drawn from.
+AGED = {"age": Variable("age", "number", *AGES, unit="years"), "sex": Variable("sex", "category", values=("F", "M"))}
 
-    Item i holds both directions of pair i: image, target (2, 1, X, Y, Z); source, goal (2, 2), age and sex scaled
-    to [-1, 1], nan where unknown; truth (2, 3, *FIELD_SHAPE), the displacement from image to target; regions
+
+class Twins(Dataset[dict[str, Tensor]]):
+    """Pairs of one subject under two conditions, as a network meets them: stripped, normalised, on the 2 mm grid.
+
+    Item i holds both directions of pair i: image, target (2, 1, X, Y, Z); source, goal (2, V), the variables
+    scaled to [-1, 1], nan where unknown; truth (2, 3, *FIELD_SHAPE), the displacement from image to target; regions
     (2, 8, *FIELD_SHAPE), fractions of TARGETS in the image; beyond (2,), what a shrinking brain uncovers (see
     `carry.surface`).
 
@@ -44,12 +50,23 @@ class Twins(Dataset[dict[str, Tensor]]):
         seed: of the draws.
         cohort: number of different pairs before they repeat, mirrored and with their brightness bent at random; kept in
             memory in half precision, 10 MB each. 0 never repeats.
+        variables: what the network is told: age and sex, and diagnosis where that changes.
+        changes: those of them in which the two differ: age, diagnosis.
     """
 
-    def __init__(self, family: Family, seed: int, cohort: int = 0) -> None:
+    def __init__(
+        self,
+        family: Family,
+        seed: int,
+        cohort: int = 0,
+        variables: Mapping[str, Variable] = AGED,
+        changes: Sequence[str] = ("age",),
+    ) -> None:
         self.family = family
         self.seed = seed
         self.cohort = cohort
+        self.variables = variables
+        self.changes = tuple(changes)
         self._made: dict[int, dict[str, Tensor]] = {}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -63,11 +80,26 @@ class Twins(Dataset[dict[str, Tensor]]):
 
     def _draw(self, number: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 1, number])
-        ages = random.uniform(*AGES, size=2)
+        low, high = (self.variables["age"].decode(end) for end in (-1.0, 1.0))
+        ages = [float(age) for age in random.uniform(low, high, size=2)]
         subject = self.family.draw(self.seed, number)
-        known = random.random() >= UNKNOWN_SEX
-        first, second = (subject.at(float(age)) for age in ages)
-        return _pair(subject, first, second, known)
+        withheld = {"sex"} if random.random() < UNKNOWN else set()
+        health = [WELL, WELL]
+        if "diagnosis" in self.changes:
+            drawn = random.choice(self.variables["diagnosis"].values, size=2, replace="age" in self.changes)
+            health = [Health(diagnosis=str(one)) for one in drawn]
+        if "age" not in self.changes:
+            ages[1] = ages[0]
+            withheld |= {"age"} if random.random() < UNKNOWN else set()
+        first, second = (subject.at(*one) for one in zip(ages, health, strict=True))
+        return _pair(first, second, [self._told(one, withheld) for one in (first, second)])
+
+    def _told(self, aged: Aged, withheld: Collection[str]) -> Tensor:
+        """What the network is told of a subject, (1, V)."""
+        known = Condition({"age": aged.age, "sex": aged.subject.sex, "diagnosis": aged.health.diagnosis})
+        values = [None if name in withheld else known[name] for name in self.variables]
+        codes = [variable.encode(value) for variable, value in zip(self.variables.values(), values, strict=True)]
+        return torch.tensor([codes])
 
 
 def _augmented(item: dict[str, Tensor], random: np.random.Generator) -> dict[str, Tensor]:
@@ -79,14 +111,12 @@ def _augmented(item: dict[str, Tensor], random: np.random.Generator) -> dict[str
     return item | {name: item[name] ** power for name in ("image", "target", "beyond")}
 
 
-def _pair(subject: Subject, first: Aged, second: Aged, known: bool) -> dict[str, Tensor]:
+def _pair(first: Aged, second: Aged, condition: list[Tensor]) -> dict[str, Tensor]:
     images = [aged.image() * aged.strip() for aged in (first, second)]
     scales = [intensity_scale(image[0, 0].numpy()) for image in images]
     masks = [(image > 0).float() for image in images]
     brains = [(image / scale)[0, 0].numpy() for image, scale in zip(images, scales, strict=True)]
     insides = [brain > 0 for brain in brains]
-    sex = {"F": -1.0, "M": 1.0}[subject.sex] if known else float("nan")
-    condition = [torch.tensor([[scaled_age(aged.age), sex]]) for aged in (first, second)]
     # What lies outside the scan's own brain mask is never touched, so nothing is asked there.
     targets = [images[1] * masks[0] / scales[0], images[0] * masks[1] / scales[1]]
     return {
