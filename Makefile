@@ -4,12 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint types weights
+.PHONY: help install demo test lint types docs weights
 .NOTPARALLEL:
 
 help:
 	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
 	@echo "make test     check style and types, run the tests"
+	@echo "make docs     the site, into site/"
 	@echo "make weights  train the bundled weights anew, into runs/ (three to four hours; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 
@@ -18,7 +19,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: some minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 # A real anatomy: the MNI152 average that nilearn carries, made of adults of 25 on average. Then a simulated subject,
@@ -45,6 +46,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/pages.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The bundled weights, as their cards describe them; cf-weights add then puts them into weights/.
 # Those under 40, on whom docs/twin-flow.md measures ageing, and four more give no anatomy.
