@@ -7,7 +7,7 @@ to the byte.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from cftools.carry import carry_difference, carry_field, carry_replacement
 from cftools.condition import Condition, Variable
-from cftools.diffusion import moves, noise, start
+from cftools.diffusion import moves, noise, solver, start
 from cftools.diffusion.constraint import unconstrained
 from cftools.diffusion.denoiser import Clipped, Denoise, Denoiser, Inputs, NetworkDenoiser, bind
 from cftools.diffusion.guidance import Guided
 from cftools.diffusion.integrate import Record, integrate
 from cftools.diffusion.inversion import Bdia, FixedPoint
 from cftools.diffusion.path import Path, describe, make_path
-from cftools.diffusion.solver import Ddim, Ddpm, FireFlow, Heun, Solver
+from cftools.diffusion.solver import Solver
 from cftools.errors import CftoolsWarning, LatentError, PresetError, WeightsError
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
 from cftools.latent import Latent, scan_facts
@@ -35,14 +35,7 @@ from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
 from cftools.weights import Checkpoint, Facts, load
 
 #: Solvers by the name that presets know them by.
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    "ddim": Ddim,
-    "ddpm": Ddpm,
-    "euler": Ddim,  # on straight lines the two are one
-    "heun": Heun,
-    "fireflow": FireFlow,
-    "bdia": Bdia,
-}
+SOLVERS: dict[str, Solver] = {**solver.SOLVERS, "bdia": Bdia()}
 #: How a latent is brought home, and what of that compares the edit with the scan's own resample.
 CARRIES = ("replace", "residual", "warp", "region")
 NEED_FACTUAL = ("residual", "warp")
@@ -350,7 +343,7 @@ class DiffusionModel:
         return end
 
     def _solver(self) -> Solver:
-        return SOLVERS[self.sampling.solver]()
+        return SOLVERS[self.sampling.solver]
 
     def _inverter(self) -> Solver:
         if self.sampling.solver in REMEMBERS:

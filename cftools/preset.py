@@ -31,8 +31,10 @@ ROLES: dict[MethodName, tuple[str, ...]] = {
     "reader": ("reader",),
     "space": ("space",),
 }
-#: Solvers that return a zero std: noise would be drawn for nothing, and only they can be run backwards.
-DETERMINISTIC = ("ddim", "euler", "heun")
+#: Solvers that return a zero std: noise would be drawn for nothing.
+DETERMINISTIC = ("ddim", "euler", "heun", "fireflow", "dpm++2m", "bdia")
+#: Those of them that can be run backwards and then come back the same way.
+INVERTIBLE = ("ddim", "euler", "heun", "fireflow", "bdia")
 #: No preset is longer than this; a file that is was named by mistake.
 LARGEST_FILE = 1 << 20
 
@@ -69,7 +71,7 @@ class DiffusionSampling:
     """
 
     start: Literal["prior", "noised", "inverted", "recorded"]
-    solver: Literal["ddpm", "ddim", "euler", "heun"]
+    solver: Literal["ddpm", "ddim", "euler", "heun", "fireflow", "dpm++2m", "bdia"]
     steps: int
     noise: Literal["zero", "fresh", "tape", "paired"]
     start_time: float = 1.0
@@ -96,7 +98,7 @@ class DiffusionSampling:
         fits = (self.noise == "zero") == deterministic
         _require(fits, f"solver {self.solver} does not go with noise {self.noise}")
         inverts = self.start == "inverted"
-        _require(deterministic or not inverts, f"solver {self.solver} cannot be inverted")
+        _require(self.solver in INVERTIBLE or not inverts, f"solver {self.solver} cannot be inverted")
         plays = self.noise == "tape"
         _require((self.start == "recorded") == plays, "start recorded and noise tape go together")
         once = self.dilation == 0 and self.resample == 1

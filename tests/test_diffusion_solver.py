@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,17 +14,19 @@ import torch
 from gaussians import Mixture
 from torch import Tensor
 
+from cftools.diffusion.constraint import Repaint
 from cftools.diffusion.denoiser import Denoise, Estimate, convert
 from cftools.diffusion.integrate import integrate
 from cftools.diffusion.inversion import Bdia, FixedPoint
 from cftools.diffusion.moves import Move, down, times, up
-from cftools.diffusion.noise import NO_DRAWS, Draws, zero
-from cftools.diffusion.path import Path, RectifiedFlow, VariancePreserving, make_path
+from cftools.diffusion.noise import NO_DRAWS, Draws, fresh, zero
+from cftools.diffusion.path import Path, RectifiedFlow, VariancePreserving, make_path, transition
 from cftools.diffusion.solver import SOLVERS, Ddim, Ddpm, Dpm2m, FireFlow, Heun, Solver, Step
 from cftools.diffusion.start import inverted
 from cftools.errors import CftoolsWarning, PathError
 from cftools.preset import DETERMINISTIC, DiffusionSampling
 
+diffusers: Any = importlib.import_module("diffusers")
 DATA = Mixture((0.4, 0.6), (-1.0, 0.8), (0.4, 0.5))
 OTHER = Mixture((0.7, 0.3), (-0.5, 1.5), (0.3, 0.6))
 FLOW = RectifiedFlow()
@@ -234,16 +237,16 @@ def test_evaluations(solver: Solver, evaluations: int) -> None:
 
 def test_presets_know_solvers_by_name() -> None:
     known = get_args(get_type_hints(DiffusionSampling)["solver"])
-    assert set(known) <= set(SOLVERS)
+    solvers = {**SOLVERS, "bdia": Bdia()}
+    assert set(known) == set(solvers)
     for name in known:
-        std = SOLVERS[name].step(DATA.denoise(FLOW), FLOW, GRID, Move(0.5, 0.4, "solve", 1)).std
+        std = solvers[name].step(DATA.denoise(FLOW), FLOW, GRID, Move(0.5, 0.4, "solve", 1)).std
         assert (std == 0.0) == (name in DETERMINISTIC)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
 def test_agrees_with_diffusers(name: str, spacing: str) -> None:
-    diffusers = pytest.importorskip("diffusers")
     common = {"beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False, "timestep_spacing": spacing}
     scheduler = (diffusers.DDIMScheduler if name == "ddim" else diffusers.DDPMScheduler)(**common)
     scheduler.set_timesteps(K)
@@ -257,6 +260,40 @@ def test_agrees_with_diffusers(name: str, spacing: str) -> None:
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(n), dtype=x.dtype)
         x, y = ours.mean + (ours.std * z if move.s > 0 else 0), theirs.prev_sample
         assert float((x - y).abs().max()) < 1e-4 * float(y.abs().max())  # its tables are single precision
+
+
+class OneDraw:
+    """One tensor of noise for whatever is asked at a move: diffusers' RePaint has but one."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+
+    def __call__(self, like: Tensor, stream: str, index: int) -> Tensor:
+        return torch.randn(self.like.shape, generator=torch.Generator().manual_seed(index), dtype=like.dtype)
+
+
+def test_repaint_agrees_with_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down with what is known put in, and up again: a move each, on the whole schedule."""
+    module = importlib.import_module("diffusers.schedulers.scheduling_repaint")
+    scheduler = diffusers.RePaintScheduler(beta_start=1e-4, beta_end=0.02, eta=1.0, clip_sample=False)
+    scheduler.set_timesteps(T, jump_length=1, jump_n_sample=1)
+    random = torch.Generator().manual_seed(0)
+    x, known = (torch.randn((1, 1, 8, 8), generator=random, dtype=torch.float64) for _ in range(2))
+    free = torch.rand((1, 1, 8, 8), generator=random) < 0.5
+    draws: Any = OneDraw(x)
+    constraint = Repaint(LINEAR, known, free)
+    for index, n in enumerate((999, 700, 300, 20, 1, 0), start=1):
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, i=index, **__: draws(x, "move", i))
+        move = Move((n + 1) / T, n / T, "solve", index)
+        step = Ddpm().step(made_up_denoise(), LINEAR, x, move)
+        ours, _ = constraint(step.mean + step.std * fresh(x, move, step, draws), move.s, index, draws)
+        # Its masks are 1 where the image is known.
+        theirs = scheduler.step(made_up(x, n + 1), n, x, known, (~free).double()).prev_sample
+        assert float((ours - theirs).abs().max()) < 1e-4 * float(theirs.abs().max())
+        if n:  # up again, to where the move began
+            scale, std = transition(LINEAR, n / T, (n + 1) / T)
+            again = scheduler.undo_step(theirs, n)
+            assert float((scale * theirs + std * draws(x, "move", index) - again).abs().max()) < 1e-4
 
 
 # Inversions.
