@@ -24,7 +24,8 @@ class AutoencoderArchitecture:
         blocks: residual blocks a level.
         wavelet: enter and leave by one level of the Haar wavelet, which halves the sides without losing anything, so
             that no convolution runs at the image's own resolution.
-        shortcut: start as the cosine transform of blocks, and learn what is better than that; see `Cosines`.
+        shortcut: start as a coarser image, and learn what is better than that; see `Resampling`. It needs as many
+            latent channels as voxels in a block of some side that divides the factor.
         dimensions: 2 or 3.
         groups: of the group norm.
     """
@@ -44,47 +45,79 @@ class AutoencoderArchitecture:
             raise ValueError(f"latent_channels {self.latent_channels}, blocks {self.blocks}: at least 1 of each")
         if self.dimensions not in (2, 3):
             raise ValueError(f"dimensions {self.dimensions}: 2 or 3")
-        if self.shortcut and self.latent_channels > self.factor**self.dimensions:
-            block = self.factor**self.dimensions
-            raise ValueError(f"latent_channels {self.latent_channels}: a shortcut has at most the block's {block}")
+        ratio = self.factor // self.block
+        if self.shortcut and (
+            self.block**self.dimensions != self.latent_channels or self.factor % self.block or ratio % 2
+        ):
+            text = f"latent_channels {self.latent_channels} at factor {self.factor}"
+            raise ValueError(f"{text}: a shortcut has b^{self.dimensions} of them, the factor an even multiple of b")
 
     @property
     def factor(self) -> int:
         """Image voxels to a latent's along each axis."""
         return 2 ** (len(self.channels) - 1 + int(self.wavelet))
 
+    @property
+    def block(self) -> int:
+        """Side of the block of a coarser image that a shortcut keeps in one voxel of the latent."""
+        return max(round(self.latent_channels ** (1 / self.dimensions)), 1)
 
-class Cosines(nn.Module):
-    """A linear code of blocks and back, trained with the rest from where it starts: the lowest cosines (DCT-II).
 
-    What a network learns first, and slowly, is to copy; past a shortcut it learns what is left (Chen et al. 2025,
-    Deep compression autoencoder, who average channels there). Cosines of more axes are weaker, and weighed the more, so
-    that the latent's channels differ less in spread.
+class Resampling(nn.Module):
+    """A linear code and its way back, trained with the rest from where it starts: the image at a coarser resolution.
+
+    With C = b^d channels and factor f, as many numbers are left as in the image resampled r = f / b times coarser. That
+    is what the code starts as: smoothed by Lanczos's kernel of 3 lobes, every r-th voxel kept, and each block of b^d of
+    them as its cosines (DCT-II), so that the channels differ: an average, and what varies in it. The way back is the
+    transpose. What a network learns first, and slowly, is to copy; past a shortcut it learns what is left (Chen et al.
+    2025, Deep compression autoencoder, average channels there).
+
+    Cosines of more axes are weaker, and weighed the more, so that the channels differ less in spread.
     """
 
     def __init__(self, architecture: AutoencoderArchitecture) -> None:
         super().__init__()
-        side, dimensions, count = architecture.factor, architecture.dimensions, architecture.latent_channels
-        places = torch.arange(side) + 0.5
-        waves = torch.stack([(math.pi / side * k * places).cos() for k in range(side)])
-        waves = waves / waves.norm(dim=1, keepdim=True)
-        lowest = sorted(itertools.product(range(side), repeat=dimensions), key=lambda ks: sum(k * k for k in ks))
-        blocks = []
-        for ks in lowest[:count]:
-            block = waves[ks[0]]
+        dimensions, count, factor = architecture.dimensions, architecture.latent_channels, architecture.factor
+        along = _along_an_axis(factor // architecture.block, architecture.block)
+        orders = list(itertools.product(range(architecture.block), repeat=dimensions))
+        orders.sort(key=lambda ks: sum(k * k for k in ks))
+        kernels = []
+        for ks in orders:
+            kernel = along[ks[0]]
             for k in ks[1:]:
-                block = block[..., None] * waves[k]
-            blocks.append(block)
-        basis = torch.stack(blocks)[:, None]
-        gains = torch.tensor([1.0 + sum(k > 0 for k in ks) for ks in lowest[:count]]).view(-1, *[1] * (dimensions + 1))
+                kernel = kernel[..., None] * along[k]
+            kernels.append(kernel)
+        weight = torch.stack(kernels)[:, None]
+        gains = torch.tensor([1.0 + sum(k > 0 for k in ks) for ks in orders]).view(-1, *[1] * (dimensions + 1))
         make, back = (nn.Conv3d, nn.ConvTranspose3d) if dimensions == 3 else (nn.Conv2d, nn.ConvTranspose2d)
-        self.into = make(1, count, side, stride=side, bias=False)
-        self.back = back(count, 1, side, stride=side, bias=False)
+        side = along.shape[1]
+        padding = (side - factor) // 2
+        self.into = make(1, count, side, factor, padding, bias=False)
+        self.back = back(count, 1, side, factor, padding, bias=False)
         with torch.no_grad():
-            self.into.weight.copy_(basis * gains)
-            self.back.weight.copy_(basis / gains)
+            self.into.weight.copy_(weight * gains)
+            self.back.weight.copy_(weight / gains)
 
 
+def _along_an_axis(ratio: int, block: int) -> Tensor:
+    """The kernels along one axis, (block, side): the k-th cosine of `block` neighbours, `ratio` voxels apart each."""
+    taps = torch.ones(1)
+    if ratio > 1:
+        distance = (torch.arange(2 * LOBES * ratio) + 0.5) / ratio - LOBES
+        taps = torch.sinc(distance) * torch.sinc(distance / LOBES)
+        taps = taps / taps.sum()
+    places = torch.arange(block) + 0.5
+    waves = torch.stack([(math.pi / block * k * places).cos() for k in range(block)])
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    side = len(taps) + ratio * (block - 1)
+    shifted = torch.zeros(block, side)
+    for index in range(block):
+        shifted[index, index * ratio : index * ratio + len(taps)] = taps
+    return ratio**0.5 * waves @ shifted
+
+
+#: Lobes of Lanczos's kernel to either side.
+LOBES = 3
 #: Logarithm of a latent's variance before training, past a shortcut: as good as exact.
 EXACT = -6.0
 
@@ -112,7 +145,7 @@ class Autoencoder(nn.Module):
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
         )
-        self.shortcut = Cosines(architecture) if architecture.shortcut else None
+        self.shortcut = Resampling(architecture) if architecture.shortcut else None
         if self.shortcut is not None:
             body: Any = self.body
             for layer in (body.quant_conv_mu, body.quant_conv_log_sigma, body.decoder.blocks[-1]):

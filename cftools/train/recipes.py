@@ -135,7 +135,14 @@ def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
     images = Mixed(scans, job.real, float(job.data["real"]))
     patches = Patches(images.image, job.seed, job.cohort, int(job.data["patch"]), int(job.data["patches"]))
     return AutoencoderObjective(
-        architecture, patches, images.image, GRID_2MM.shape, job.seed, dict(job.losses), job.record
+        architecture,
+        patches,
+        images.image,
+        GRID_2MM.shape,
+        job.seed,
+        dict(job.losses),
+        job.record,
+        margin=int(job.data["margin"]),
     )
 
 
@@ -210,7 +217,7 @@ OBJECTIVES = {
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
-        {**_SUBJECTS, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
+        {**_SUBJECTS, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "margin": 0, "patches": 2},
         True,
         _autoencoder_architecture,
         _autoencoder_objective,
