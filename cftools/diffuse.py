@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,30 +17,23 @@ from torch import Tensor
 
 from cftools.carry import carry_difference, carry_field, carry_replacement
 from cftools.condition import Condition, Variable
-from cftools.diffusion import moves, noise, solver, start
-from cftools.diffusion.constraint import unconstrained
-from cftools.diffusion.denoiser import Clipped, Denoise, Denoiser, Inputs, NetworkDenoiser, bind
-from cftools.diffusion.guidance import Guided
-from cftools.diffusion.integrate import Record, integrate
-from cftools.diffusion.inversion import Bdia, FixedPoint
-from cftools.diffusion.path import Path, describe, make_path
-from cftools.diffusion.solver import Solver
+from cftools.diffusion import noise, start
+from cftools.diffusion.denoiser import Inputs
+from cftools.diffusion.integrate import Record
+from cftools.diffusion.solver import Before
 from cftools.errors import CftoolsWarning, LatentError, PresetError, WeightsError
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
 from cftools.latent import Latent, scan_facts
 from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
 from cftools.register import deformation
+from cftools.sampling import Sampler, Scene, Started, from_prior
 from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
 from cftools.weights import Checkpoint, Facts, load
 
-#: Solvers by the name that presets know them by.
-SOLVERS: dict[str, Solver] = {**solver.SOLVERS, "bdia": Bdia()}
 #: How a latent is brought home, and what of that compares the edit with the scan's own resample.
 CARRIES = ("replace", "residual", "warp", "region")
 NEED_FACTUAL = ("residual", "warp")
-#: Solvers that go on, when they turn round, from where they were a move ago.
-REMEMBERS = ("bdia",)
 
 
 def load_space(name: str, device: torch.device | str = "cpu") -> tuple[Space, Checkpoint]:
@@ -168,17 +161,6 @@ class DiffusionModel:
         assert isinstance(self.preset.sampling, DiffusionSampling)
         return self.preset.sampling
 
-    @property
-    def path(self) -> Path:
-        """What it was trained on."""
-        assert self.facts.diffusion is not None
-        return make_path(self.facts.diffusion.path, **self.facts.diffusion.settings)
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """From the start down to 0."""
-        return moves.times(self.path, self.sampling.steps, self.sampling.start_time)
-
     def encode(
         self,
         image: np.ndarray,
@@ -220,32 +202,20 @@ class DiffusionModel:
         """
         latent.check_kind("encoded")
         self._check(latent)
-        clean, path, sampling = self._tensor(latent.tensors["mean"]), self.path, self.sampling
-        draws = noise.Draws(latent.facts.seed, tuple(range(len(clean))))
+        scene = Scene(self._tensor(latent.tensors["mean"]))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CftoolsWarning)
+            begun = self.sampler.up(scene, self._told(latent.source), self._draws(latent), record)
+        for warning in caught:
+            warnings.warn(f"{latent.name}: {warning.message}", CftoolsWarning, stacklevel=2)
         kept: dict[str, np.ndarray] = {}
-        residual, evaluations = None, 0
-        if sampling.start == "noised":
-            x = start.noised(path, clean, self.times[0], draws)
-        elif sampling.start == "inverted":
-            counted = _Counted(self._denoise(latent.source, 1.0))
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", CftoolsWarning)
-                x, state = start.inverted(self._inverter(), counted, path, clean, moves.up(self.times), record)
-            for warning in caught:
-                warnings.warn(f"{latent.name}: {warning.message}", CftoolsWarning, stacklevel=2)
-            evaluations = counted.evaluations
-            if sampling.solver in REMEMBERS:
-                kept = {"before": _array(state.x), "before_time": _scalar(state.t, latent)}
-        elif sampling.start == "recorded":
-            counted = _Counted(self._denoise(latent.source, 1.0))
-            x, tape = start.recorded(self._solver(), counted, path, clean, moves.down(self.times), draws, record)
-            evaluations = counted.evaluations
-            kept = {"tape": np.stack([_array(code) for code in tape.codes])}
-        else:
-            raise PresetError(f"preset {self.preset.name}: starts from noise, not from a scan: run cf-synth")
-        name, _ = describe(path)
-        facts = StateFacts(self.times[0], name, sampling.start, sampling.solver, sampling.steps, evaluations, residual)
-        return latent.as_state(_array(x), facts, kept, {"denoiser": self.used["denoiser"]}, command)
+        if begun.state is not None:
+            kept = {"before": _array(begun.state.x), "before_time": _scalar(begun.state.t, latent)}
+        if begun.tape is not None:
+            kept = {"tape": np.stack([_array(code) for code in begun.tape.codes])}
+        time, path, how, solver, steps = self.sampler.way
+        facts = StateFacts(time, path, how, solver, steps, begun.evaluations)  # type: ignore[arg-type]
+        return latent.as_state(_array(begun.x), facts, kept, {"denoiser": self.used["denoiser"]}, command)
 
     def resample(
         self,
@@ -268,22 +238,19 @@ class DiffusionModel:
         self.used_by(latent, "denoiser")
         state = latent.facts.state
         assert state is not None
-        here = (self.times[0], describe(self.path)[0], self.sampling.start, self.sampling.solver, self.sampling.steps)
-        if (state.time, state.path, state.start, state.solver, state.steps) != here:
+        if (state.time, state.path, state.start, state.solver, state.steps) != self.sampler.way:
             raise LatentError(f"{latent.name}: was inverted under other settings: use the same, or invert again")
-        scale = self.sampling.guidance
-        edits = [self._sample(latent, Condition(target.condition), scale, record) for target in targets]
-        own = self._sample(latent, latent.source, scale, record) if factual else None
+        edits = [self._sample(latent, Condition(target.condition), record) for target in targets]
+        own = self._sample(latent, latent.source, record) if factual else None
         return latent.as_edits(targets, edits, own, {"denoiser": self.used["denoiser"]}, command)
 
     def synthesise(
         self, targets: Sequence[Target], seed: int, sample: int, command: str = "", record: Record | None = None
     ) -> Latent:
         """New latents, one a condition, all from the noise of one sample number."""
-        shape = (1, *self.space.facts.latent_shape)
+        like = torch.zeros((1, *self.space.facts.latent_shape), device=self.device)
         draws = noise.Draws(seed, (sample,))
-        top = start.prior(torch.zeros(shape, device=self.device), draws)
-        times = moves.times(self.path, self.sampling.steps)
+        sampler = replace(self.sampler, sampling=from_prior(self.sampling))
         facts = LatentFacts(
             kind="edited",
             preset=self.preset.name,
@@ -294,8 +261,9 @@ class DiffusionModel:
             targets=tuple(targets),
             provenance=(command,) if command else (),
         )
+        begun = Started(start.prior(like, draws))
         edits = [
-            self._run(top, times, Condition(target.condition), self.sampling.guidance, draws, noise.fresh, None, record)
+            sampler.down(begun, Scene(), self._told(Condition(target.condition)), draws, record=record)
             for target in targets
         ]
         return Latent(facts, {f"edited.{index}": _array(x) for index, x in enumerate(edits)})
@@ -314,53 +282,26 @@ class DiffusionModel:
         if latent.facts.space != self.space.facts or latent.facts.grid != self.facts.grid:
             raise LatentError(f"{latent.name}: lives in another space than {self.preset.name}'s: encode again")
 
-    def _sample(self, latent: Latent, condition: Condition, scale: float, record: Record | None) -> np.ndarray:
-        x = self._tensor(latent.tensors["x_t"])
-        draws = noise.Draws(latent.facts.seed, tuple(range(len(x))))
-        kept, state, chosen = latent.solver, None, noise.fresh
-        if "before" in kept:
-            from cftools.diffusion.solver import Before
+    def _sample(self, latent: Latent, condition: Condition, record: Record | None) -> np.ndarray:
+        scene = Scene(self._tensor(latent.tensors["mean"])) if "mean" in latent.tensors else Scene()
+        state = tape = None
+        if "before" in latent.solver:
+            state = Before(float(latent.solver["before_time"].flat[0]), self._tensor(latent.solver["before"]))
+        if "tape" in latent.solver:
+            tape = noise.Tape(tuple(self._tensor(code) for code in latent.solver["tape"]))
+        begun = Started(self._tensor(latent.tensors["x_t"]), state, tape)
+        return _array(self.sampler.down(begun, scene, self._told(condition), self._draws(latent), record=record))
 
-            state = Before(float(kept["before_time"].flat[0]), self._tensor(kept["before"]))
-        if "tape" in kept:
-            chosen = noise.Tape(tuple(self._tensor(code) for code in kept["tape"]))
-        return _array(self._run(x, self.times, condition, scale, draws, chosen, state, record))
+    @property
+    def sampler(self) -> Sampler:
+        """What runs the network."""
+        assert self.facts.diffusion is not None
+        return Sampler(self.sampling, self.facts.diffusion, self.network)
 
-    def _run(
-        self,
-        x: Tensor,
-        times: tuple[float, ...],
-        condition: Condition,
-        scale: float,
-        draws: noise.Draws,
-        chosen: noise.Noise,
-        state: Any,
-        record: Record | None,
-    ) -> Tensor:
-        schedule = moves.down(times, self.sampling.resample)
-        denoise = self._denoise(condition, scale)
-        end, _ = integrate(self._solver(), denoise, self.path, x, schedule, chosen, draws, unconstrained, state, record)
-        return end
+    def _draws(self, latent: Latent) -> noise.Draws:
+        return noise.Draws(latent.facts.seed, tuple(range(len(next(iter(latent.tensors.values()))))))
 
-    def _solver(self) -> Solver:
-        return SOLVERS[self.sampling.solver]
-
-    def _inverter(self) -> Solver:
-        if self.sampling.solver in REMEMBERS:
-            return self._solver()
-        return FixedPoint(self._solver(), self.sampling.inversion_iterations, self.sampling.inversion_tolerance)
-
-    def _denoise(self, condition: Condition, scale: float) -> Denoise:
-        facts = self.facts.diffusion
-        assert facts is not None
-        denoiser: Denoiser = Guided(
-            NetworkDenoiser(self.network, self.path, facts.prediction, facts.learned_variance), scale
-        )
-        if facts.clip:
-            denoiser = Clipped(denoiser, self.path, *facts.clip)
-        return bind(denoiser, self._inputs(condition))
-
-    def _inputs(self, condition: Condition) -> Inputs:
+    def _told(self, condition: Condition) -> Inputs:
         variables = self.facts.variables
         if not variables:
             return Inputs()
@@ -369,17 +310,6 @@ class DiffusionModel:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
-
-
-class _Counted:
-    """A denoiser that counts how often it is asked."""
-
-    def __init__(self, denoise: Denoise) -> None:
-        self.denoise, self.evaluations = denoise, 0
-
-    def __call__(self, x: Tensor, t: float) -> Any:
-        self.evaluations += 1
-        return self.denoise(x, t)
 
 
 def _context(condition: Condition, variables: Mapping[str, Variable]) -> Tensor:

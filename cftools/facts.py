@@ -94,6 +94,8 @@ class DiffusionFacts:
         learned_variance: it says a log-variance too.
         clip: range of training images that x_0 keeps to, low and high; empty for none.
         space: sha256 of the weights of its space; empty where the space has none.
+        channels: what it sees beside x_t, by the names of `sampling.CHANNELS`, in order.
+        patch: sides of the windows it was trained on, in the space's voxels; empty for whole images.
     """
 
     path: str
@@ -102,6 +104,8 @@ class DiffusionFacts:
     learned_variance: bool = False
     clip: tuple[float, ...] = ()
     space: str = ""
+    channels: tuple[str, ...] = ()
+    patch: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _require(len(self.clip) in (0, 2), "clip must be empty, or low and high")

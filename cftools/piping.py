@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Condition, apply, check, entity
-from cftools.editing import Changes, Editor, Plan, check_region, plan, readable
+from cftools.editing import Editor, readable
 from cftools.errors import LatentError, PresetError
 from cftools.facts import Target
 from cftools.latent import Latent
+from cftools.planning import Changes, Plan, check_region, plan
 from cftools.preset import Preset, load_preset
 from cftools.provenance import Provenance
 from cftools.volume import Volume

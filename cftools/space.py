@@ -227,6 +227,15 @@ def make_space(facts: SpaceFacts, network: Any = None) -> Space:
     return WaveletSpace(facts) if facts.kind == "wavelet" else IdentitySpace(facts)
 
 
+def pooled(facts: SpaceFacts, mask: Tensor) -> Tensor:
+    """A mask on the image, (B, 1, *facts.shape), as it lies in the latent, (B, 1, *sides): 1 where any of it is."""
+    if tuple(mask.shape[2:]) != facts.shape:
+        raise ValueError(f"this space has images of {_by(facts.shape)}, not {_by(mask.shape[2:])}")
+    padded = F.pad(mask, [n for pair in reversed(_padding(facts)) for n in pair])
+    pool = F.max_pool3d if mask.ndim == 5 else F.max_pool2d
+    return pool(padded, facts.factor)
+
+
 def _padding(facts: SpaceFacts) -> list[tuple[int, int]]:
     """Voxels before and after along each axis; an odd one goes after."""
     missing = [whole - side for whole, side in zip(facts.padded, facts.shape, strict=True)]

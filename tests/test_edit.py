@@ -24,11 +24,11 @@ from cftools import methods, prepare, weights
 from cftools.carry import carry_field
 from cftools.cli.edit import main
 from cftools.condition import Condition, Variable, entity
-from cftools.editing import parse_sweep
 from cftools.errors import OutputError
 from cftools.methods import FlowMethod, ScalarReader
 from cftools.nets.regressor import Regressor, RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture, TwinNet
+from cftools.planning import parse_sweep
 from cftools.prepare import GRID_2MM, Grid, Prepared
 from cftools.register import template
 from cftools.volume import Volume

@@ -47,10 +47,11 @@ FLOORS = (
         "cftools.diffusion.start",
     },
     {"cftools.space", "cftools.register", "cftools.prepare", "cftools.carry"},
-    {"cftools.phantom"},
+    {"cftools.phantom", "cftools.sampling"},
     {"cftools.methods", "cftools.diffuse"},
     {"cftools.train", "cftools.score"},
     {"cftools.report", "cftools.cohort"},
+    {"cftools.planning"},
     {"cftools.editing", "cftools.piping"},
     {"cftools.cli"},
 )

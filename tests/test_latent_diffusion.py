@@ -179,7 +179,8 @@ def test_a_shortcut_is_a_coarser_image_before_training() -> None:
     architecture = AutoencoderArchitecture((8, 16), latent_channels=8, wavelet=True, shortcut=True)
     network = Autoencoder(architecture).eval()
     places = torch.linspace(-3, 3, 48)
-    blob = torch.exp(-sum(axis**2 for axis in torch.meshgrid(places, places, places, indexing="ij")))[None, None]
+    axes = torch.stack(torch.meshgrid(places, places, places, indexing="ij"))
+    blob = torch.exp(-axes.square().sum(0))[None, None]
     with torch.inference_mode():
         mean, std = network.encode(blob)
         back = network.decode(mean)

@@ -105,7 +105,8 @@ def edit(
         raise UsageError("--force and --skip-existing contradict each other: choose one")
 
     from cftools.condition import parse_condition
-    from cftools.editing import Editor, parse_sweep, plan
+    from cftools.editing import Editor
+    from cftools.planning import parse_sweep, plan
     from cftools.preset import load_preset
 
     assignments = [*(f"diagnosis={name}" for name in diagnosis or []), *(set_ or [])]

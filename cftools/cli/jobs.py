@@ -12,7 +12,7 @@ from cftools.cli import terminal
 from cftools.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from cftools.editing import Changes
+    from cftools.planning import Changes
 
 IMAGE_ENDINGS = (".nii", ".nii.gz")
 

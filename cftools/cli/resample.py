@@ -41,8 +41,8 @@ def resample(
     """
     from dataclasses import replace
 
-    from cftools.editing import parse_sweep
     from cftools.piping import model_of, plan_of, targets_of
+    from cftools.planning import parse_sweep
 
     sweep = parse_sweep(age or [], set_ or [])
     given = latents.read(latent)

@@ -46,8 +46,9 @@ def synth(
         cf-synth --age 20,50,80 -n 10 out/
     """
     from cftools.condition import Condition
-    from cftools.editing import parse_sweep, save_described
+    from cftools.editing import save_described
     from cftools.piping import people, pipe_plan, synthesise
+    from cftools.planning import parse_sweep
     from cftools.preset import load_preset
     from cftools.provenance import dataset_description
     from cftools.volume import write_atomic

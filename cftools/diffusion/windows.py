@@ -36,8 +36,8 @@ class Windows:
         """
         sums: list[Tensor | None] = [None, None, None]
         total = torch.zeros(x.shape[2:], dtype=x.dtype, device=x.device)
-        weight = self._weight().to(total)
-        for place in self._places(tuple(x.shape[2:])):
+        weight = ramp(self.size).to(total)
+        for place in places(tuple(x.shape[2:]), self.size, self.overlap):
             channels = None if inputs.channels is None else inputs.channels[place]
             part = self.denoiser(x[place], t, replace(inputs, channels=channels))
             total[place[2:]] += weight
@@ -50,21 +50,29 @@ class Windows:
         assert x0 is not None and eps is not None
         return Estimate(x0, eps, log_var)
 
-    def _places(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-        if len(shape) != len(self.size) or any(n < size for n, size in zip(shape, self.size, strict=True)):
-            raise PathError(f"a volume of {shape} voxels does not hold a window of {self.size}: pad it")
-        starts = []
-        for n, size in zip(shape, self.size, strict=True):
-            count = math.ceil((n - size) / max(size * (1 - self.overlap), 1)) + 1
-            starts.append([round(k * (n - size) / max(count - 1, 1)) for k in range(count)])
-        for corner in product(*starts):
-            spatial = (slice(begin, begin + size) for begin, size in zip(corner, self.size, strict=True))
-            yield (slice(None), slice(None), *spatial)
 
-    def _weight(self) -> Tensor:
-        weight = torch.ones(self.size, dtype=torch.float64)
-        for axis, size in enumerate(self.size):
-            ramp = torch.arange(1, size + 1, dtype=torch.float64)
-            ramp = torch.minimum(ramp, ramp.flip(0)) / ((size + 1) // 2)
-            weight = weight * ramp.view(-1, *[1] * (len(self.size) - axis - 1))
-        return weight
+def places(shape: tuple[int, ...], size: tuple[int, ...], overlap: float) -> Iterator[tuple[slice, ...]]:
+    """Where windows of a size lie in a volume, as indices of (B, C, *spatial): as few as the overlap allows.
+
+    Raises:
+        PathError: the volume is smaller than a window, or has another number of axes.
+    """
+    if len(shape) != len(size) or any(n < side for n, side in zip(shape, size, strict=True)):
+        raise PathError(f"a volume of {shape} voxels does not hold a window of {size}: pad it")
+    starts = []
+    for n, side in zip(shape, size, strict=True):
+        count = math.ceil((n - side) / max(side * (1 - overlap), 1)) + 1
+        starts.append([round(k * (n - side) / max(count - 1, 1)) for k in range(count)])
+    for corner in product(*starts):
+        spatial = (slice(begin, begin + side) for begin, side in zip(corner, size, strict=True))
+        yield (slice(None), slice(None), *spatial)
+
+
+def ramp(size: tuple[int, ...]) -> Tensor:
+    """How much a window's voxels are trusted: falling linearly from its middle; doubles."""
+    weight = torch.ones(size, dtype=torch.float64)
+    for axis, side in enumerate(size):
+        along = torch.arange(1, side + 1, dtype=torch.float64)
+        along = torch.minimum(along, along.flip(0)) / ((side + 1) // 2)
+        weight = weight * along.view(-1, *[1] * (len(size) - axis - 1))
+    return weight

@@ -120,7 +120,7 @@ class AutoencoderObjective:
         with torch.autocast(x.device.type, enabled=False):
             mean, std, y = mean.float(), std.float(), y.float()
             # At its border a patch misses what lies beyond, which no whole scan does.
-            inner = (..., *(slice(self.margin, side - self.margin) for side in x.shape[2:]))
+            inner = (slice(None), slice(None), *(slice(self.margin, side - self.margin) for side in x.shape[2:]))
             l1 = functional.l1_loss(y[inner], x[inner])
             # Summed over the latent and divided by the images, as the papers' weight of 1e-7 is meant.
             kl = 0.5 * (mean**2 + std**2 - 2 * std.log() - 1).sum() / len(x)

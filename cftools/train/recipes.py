@@ -152,14 +152,9 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     space = weights.facts_of(str(recipe.data.get("space", ""))).space
     if space is None:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
-    latents, together, ages = (
-        {**OBJECTIVES["diffusion"].data, **recipe.data}[k] for k in ("latents", "together", "ages")
-    )
-    if latents % together or together > ages:
-        raise PresetError(
-            f"data: {latents} latents a step, {together} ages together, {ages} ages: the first is a multiple of the "
-            "second, and that at most the third"
-        )
+    table = {**OBJECTIVES["diffusion"].data, **recipe.data}
+    if table["latents"] % table["together"] or table["together"] > table["ages"]:
+        raise PresetError("data.latents must be a multiple of data.together, which is at most data.ages")
     return _architecture(
         UNetArchitecture,
         recipe,

@@ -1,0 +1,159 @@
+"""What a command line asks for, checked before any work: preset, weights and conditions that go together."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cftools.condition import Change, Condition, check, parse_values
+from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError
+from cftools.preset import Preset
+from cftools.weights import Facts, facts_of, locate
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What a kind of method needs to edit.
+
+    Attributes:
+        architectures: of its weights; carries: ways to bring the edit home.
+        made_by: module and class, imported when needed: torch, and MONAI for some, take seconds.
+    """
+
+    architectures: tuple[str, ...]
+    carries: tuple[str, ...]
+    made_by: tuple[str, str]
+
+
+#: What can edit, by a preset's method.
+METHODS = {
+    "flow": Ability(("twin",), ("field",), ("cftools.methods", "FlowMethod")),
+    "diffusion": Ability(
+        ("diffusion-unet",), ("replace", "residual", "warp", "region"), ("cftools.diffuse", "DiffusionModel")
+    ),
+}
+
+Changes = tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to edit with and how, known to go together.
+
+    Attributes:
+        preset: resolved, with the weights in it.
+        weights: a bundled name or a path.
+        clip: move values out of the weights' range to its nearest end instead of refusing them.
+    """
+
+    preset: Preset
+    weights: str
+    facts: Facts
+    clip: bool = False
+
+
+def plan(
+    preset: Preset,
+    sweep: Sequence[Changes],
+    told: Condition,
+    weights: str | None = None,
+    steps: int | None = None,
+    clip: bool = False,
+    region: bool = False,
+    **sampling: Any,
+) -> Plan:
+    """Choose weights and check that all goes together: preset, weights, conditions; nothing is loaded yet.
+
+    Args:
+        preset: as it is shipped.
+        sweep: the edits to make of each scan.
+        told: what is said of every scan.
+        weights: a name or path instead of the preset's own choice, the first that knows all that is changed.
+        steps: network evaluations instead of the preset's.
+        region: whether a mask will say where the edit may show.
+        sampling: values for the preset's sampling and carry; None changes nothing.
+    Raises:
+        PresetError: the preset cannot edit, or the weights are of another kind.
+        WeightsError: there are no such weights. ConditionError: they cannot do what is asked.
+        UsageError: a carry by region without a region, or a region without it.
+    """
+    if "edit" not in preset.tasks or preset.method not in METHODS:
+        raise PresetError(f"preset {preset.name}: cannot edit scans; try --preset twin")
+    ability = METHODS[preset.method]
+    changed = {change.name for changes in sweep for change in changes}
+    names = [weights] if weights else list(preset.weights[preset.main_role])
+    known = [(name, facts_of(name)) for name in names]
+    able = [(name, facts) for name, facts in known if changed <= set(changeable(facts))]
+    name, facts = (able or known)[0]
+    if facts.architecture not in ability.architectures:
+        needed = " or ".join(ability.architectures)
+        raise PresetError(f"preset {preset.name}: needs {needed} weights, {name} are {facts.architecture}")
+    label = name if locate(name)[1] else Path(name).stem
+    preset = preset.with_weights(label).override(steps=steps, **sampling)
+    if preset.carry not in ability.carries:
+        needed = " or ".join(ability.carries)
+        raise PresetError(f"preset {preset.name}: a {preset.method} method is carried by {needed}, not {preset.carry}")
+    check_region(preset, region)
+    with warnings.catch_warnings():
+        # Each scan gets its own warning of what is clipped.
+        warnings.simplefilter("ignore", CftoolsWarning)
+        check(told, facts.variables, clip)
+        for changes in sweep:
+            _check_changes(facts, changes, clip)
+    return Plan(preset, name, facts, clip)
+
+
+def check_region(preset: Preset, region: bool) -> None:
+    """Raise a UsageError unless a region is named where, and only where, the preset carries by one."""
+    if (preset.carry == "region") != region:
+        raise UsageError("--region MASK and --carry region go together: both or neither")
+
+
+def parse_sweep(ages: Sequence[str], assignments: Sequence[str]) -> list[Changes]:
+    """The edits that are asked for: every combination of one value of each variable.
+
+    Args:
+        ages: values of age, "+30" or "-10,+10".
+        assignments: those of other variables, "load=low,high" or "load=low,diagnosis=AD".
+    Raises:
+        ConditionError: none, one twice, or one that cannot be read.
+    """
+    texts = [("age", text) for text in ages]
+    for text in assignments:
+        for part in re.split(r",(?=[^,=]*=)", text):
+            name, equals, values = part.partition("=")
+            if not equals:
+                raise ConditionError(f"{text!r}: {part!r} is not name=value")
+            texts.append((name.strip(), values))
+    values_of: dict[str, list[Change]] = {}
+    for name, text in texts:
+        for change in parse_values(name, text):
+            if change in values_of.setdefault(name, []):
+                raise ConditionError(f"{change.entity} is asked for twice")
+            values_of[name].append(change)
+    if not values_of:
+        raise ConditionError("nothing to change: name a condition, such as --age +30")
+    return list(itertools.product(*values_of.values()))
+
+
+def changeable(facts: Facts) -> tuple[str, ...]:
+    """The variables that weights can change; the others they can only be told."""
+    names = tuple(facts.variables)
+    return tuple(names[index] for index in facts.architecture_arguments.get("changes", range(len(names))))
+
+
+def _check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
+    for change in changes:
+        check(Condition({change.name: None if change.relative else change.value}), facts.variables, clip)
+        if change.name not in changeable(facts):
+            can = ", ".join(changeable(facts)) or "nothing"
+            raise ConditionError(f"these weights can change {can}; {change.name} they are only told (--from)")
+        if change.value is None:
+            raise ConditionError(f"{change.name}: name a value to change it to")
+        if change.relative and facts.variables[change.name].kind != "number":
+            raise ConditionError(f"{change.entity}: only a number can be added to, and {change.name} is none")
