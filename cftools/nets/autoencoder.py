@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from monai.networks.nets import AutoencoderKL, PatchDiscriminator
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class AutoencoderArchitecture:
         blocks: residual blocks a level.
         wavelet: enter and leave by one level of the Haar wavelet, which halves the sides without losing anything, so
             that no convolution runs at the image's own resolution.
-        shortcut: start as a coarser image, and learn what is better than that; see `Resampling`. It needs as many
+        shortcut: add what the network says to a coarser image; see `Resampling`. It needs as many
             latent channels as voxels in a block of some side that divides the factor.
         dimensions: 2 or 3.
         groups: of the group norm.
@@ -64,21 +65,24 @@ class AutoencoderArchitecture:
 
 
 class Resampling(nn.Module):
-    """A linear code and its way back, trained with the rest from where it starts: the image at a coarser resolution.
+    """A linear code and its way back, which stay as they are: the image at a coarser resolution.
 
     With C = b^d channels and factor f, as many numbers are left as in the image resampled r = f / b times coarser. That
-    is what the code starts as: smoothed by Lanczos's kernel of 3 lobes, every r-th voxel kept, and each block of b^d of
-    them as its cosines (DCT-II), so that the channels differ: an average, and what varies in it. The way back is the
-    transpose. What a network learns first, and slowly, is to copy; past a shortcut it learns what is left (Chen et al.
-    2025, Deep compression autoencoder, average channels there).
+    is the code: smoothed by Lanczos's kernel of 3 lobes, every r-th voxel kept, and each block of b^d of them as its
+    cosines (DCT-II), so that the channels differ: an average, and what varies in it. The way back is the transpose.
+    What a network learns first, and slowly, is to copy; past a shortcut it learns what is left (Chen et al. 2025, Deep
+    compression autoencoder, average channels there).
 
     Cosines of more axes are weaker, and weighed the more, so that the channels differ less in spread.
     """
 
+    forth: Tensor
+    back: Tensor
+
     def __init__(self, architecture: AutoencoderArchitecture) -> None:
         super().__init__()
-        dimensions, count, factor = architecture.dimensions, architecture.latent_channels, architecture.factor
-        along = _along_an_axis(factor // architecture.block, architecture.block)
+        dimensions, self.factor = architecture.dimensions, architecture.factor
+        along = _along_an_axis(self.factor // architecture.block, architecture.block)
         orders = list(itertools.product(range(architecture.block), repeat=dimensions))
         orders.sort(key=lambda ks: sum(k * k for k in ks))
         kernels = []
@@ -89,14 +93,19 @@ class Resampling(nn.Module):
             kernels.append(kernel)
         weight = torch.stack(kernels)[:, None]
         gains = torch.tensor([1.0 + sum(k > 0 for k in ks) for ks in orders]).view(-1, *[1] * (dimensions + 1))
-        make, back = (nn.Conv3d, nn.ConvTranspose3d) if dimensions == 3 else (nn.Conv2d, nn.ConvTranspose2d)
-        side = along.shape[1]
-        padding = (side - factor) // 2
-        self.into = make(1, count, side, factor, padding, bias=False)
-        self.back = back(count, 1, side, factor, padding, bias=False)
-        with torch.no_grad():
-            self.into.weight.copy_(weight * gains)
-            self.back.weight.copy_(weight / gains)
+        self.padding = (along.shape[1] - self.factor) // 2
+        self.register_buffer("forth", weight * gains, persistent=False)
+        self.register_buffer("back", weight / gains, persistent=False)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, 1, *sides) -> (B, C, *sides / factor)."""
+        convolve = functional.conv3d if x.ndim == 5 else functional.conv2d
+        return convolve(x, self.forth.to(x.dtype), stride=self.factor, padding=self.padding)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, C, *sides) -> (B, 1, *sides * factor)."""
+        transposed = functional.conv_transpose3d if z.ndim == 5 else functional.conv_transpose2d
+        return transposed(z, self.back.to(z.dtype), stride=self.factor, padding=self.padding)
 
 
 def _along_an_axis(ratio: int, block: int) -> Tensor:
@@ -159,14 +168,14 @@ class Autoencoder(nn.Module):
         Sides are multiples of the factor: `Space` pads.
         """
         mean, std = self.body.encode(wavelet.forward(x) if self.architecture.wavelet else x)
-        return (mean if self.shortcut is None else mean + self.shortcut.into(x)), std
+        return (mean if self.shortcut is None else mean + self.shortcut.encode(x)), std
 
     def decode(self, z: Tensor) -> Tensor:
         """The image of a latent, (B, 1, *sides)."""
         x: Tensor = self.body.decode(z)
         if self.architecture.wavelet:
             x = wavelet.inverse(x)
-        return x if self.shortcut is None else x + self.shortcut.back(z)
+        return x if self.shortcut is None else x + self.shortcut.decode(z)
 
 
 class Critic(nn.Module):
