@@ -45,6 +45,11 @@ class Condition(FrozenMapping[Value]):
         return Condition({**self, **changes})
 
 
+def cell(value: Value) -> str:
+    """A value as it stands in a BIDS table."""
+    return NULL if value is None else f"{value:g}" if isinstance(value, float) else value
+
+
 @dataclass(frozen=True)
 class Variable:
     """One variable that weights know.

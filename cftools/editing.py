@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cftools.methods import ScalarReader
     from cftools.prepare import Grid, Prepared
     from cftools.volume import Volume
+    from cftools.volumes import TissueReader
 
 
 #: Weights that read a variable off a scan when nobody says it.
@@ -53,6 +54,7 @@ class Edited:
         source, target: what the scan was taken to be, and what it was made.
         similarity: of the scan's registration to the template.
         provenance: for the sidecar.
+        volumes: ml of each of `volumes.VOLUMES` in the scan and in the edit; None where nobody asked.
     """
 
     volume: Volume
@@ -60,6 +62,7 @@ class Edited:
     target: Condition
     similarity: float
     provenance: Provenance
+    volumes: tuple[Mapping[str, float], Mapping[str, float]] | None = None
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the image and the sidecar beside it.
@@ -98,14 +101,17 @@ class Editor:
         plan: what to edit with.
         device: says which device to use; called once torch is there.
         seed: of all random draws.
+        volumes: whether to measure structures before and after.
     """
 
-    def __init__(self, plan: Plan, device: Callable[[], torch.device], seed: int = 0) -> None:
+    def __init__(self, plan: Plan, device: Callable[[], torch.device], seed: int = 0, volumes: bool = False) -> None:
         self.plan = plan
         self.seed = seed
+        self.volumes = volumes
         self._device = device
         self._method: tuple[Method, dict[str, Checkpoint]] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
+        self._tissues: tuple[TissueReader, Checkpoint] | None = None
 
     def edit(
         self,
@@ -128,6 +134,8 @@ class Editor:
         Warns:
             CftoolsWarning: another contrast by its name; a value is a model's guess, or was clipped.
         """
+        from cftools.prepare import prepare
+
         preset, facts = self.plan.preset, self.plan.facts
         _check_contrast(volume, facts)
         where = volume.region(region) if region is not None else None
@@ -146,6 +154,9 @@ class Editor:
             "registration": {"similarity": round(prepared.similarity, 4)},
             "guessed": guesses,
         }
+        before = self._measured(prepared) if self.volumes else None
+        if before is not None and self._tissues is not None:
+            weights = weights | {"reader of volumes": self._tissues[1]}
         arrays = method.edits(preset, prepared, source, targets, self.seed)
         for changes, target, array in zip(sweep, targets, arrays, strict=True):
             provenance = Provenance(
@@ -159,7 +170,10 @@ class Editor:
                 seed=self.seed,
                 details={key: value for key, value in details.items() if value},
             )
-            yield Edited(volume.with_array(array), source, target, prepared.similarity, provenance)
+            edit = volume.with_array(array)
+            after = self._measured(prepare(edit, prepared.grid, prepared.to_mni)) if before is not None else None
+            found = (before, after) if before is not None and after is not None else None
+            yield Edited(edit, source, target, prepared.similarity, provenance, found)
 
     def opened(
         self, volume: Volume, unknown: Sequence[str]
@@ -202,6 +216,17 @@ class Editor:
         text = f"its {name} is a guess from the image: {value:g}{unit}, {error}; better give --from {name}=..."
         warnings.warn(f"{_name(prepared.volume)}: {text}", CftoolsWarning, stacklevel=2)
         return value
+
+    def _measured(self, prepared: Prepared) -> dict[str, float]:
+        """Volumes of a scan, ml."""
+        from cftools.volumes import TISSUES, TissueReader
+
+        if self._tissues is None:
+            checkpoint = load(TISSUES, expect="segmenter")
+            if checkpoint.facts.grid != self.plan.facts.grid:
+                raise WeightsError(f"{TISSUES}: made for another grid than {self.plan.weights}")
+            self._tissues = (TissueReader(checkpoint, self._device()), checkpoint)
+        return self._tissues[0].volumes(prepared)
 
     def _loaded(self) -> tuple[Method, dict[str, Checkpoint]]:
         if self._method is None:

@@ -48,7 +48,7 @@ FLOORS = (
     },
     {"cftools.space", "cftools.register", "cftools.prepare", "cftools.carry"},
     {"cftools.phantom", "cftools.sampling"},
-    {"cftools.methods", "cftools.diffuse"},
+    {"cftools.methods", "cftools.diffuse", "cftools.volumes"},
     {"cftools.train", "cftools.score"},
     {"cftools.report", "cftools.cohort"},
     {"cftools.planning"},

@@ -20,7 +20,8 @@ from cftools.phantom.deform import TARGETS
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, Prepared
-from cftools.train.recipes import grid_facts, variables_of
+from cftools.train.kinds import variables_of
+from cftools.train.recipes import grid_facts
 from cftools.train.twin import AGED, TwinObjective, Twins, _growth, normalised
 from cftools.volume import Volume
 from cftools.weights import Checkpoint, Facts, TrainingFacts

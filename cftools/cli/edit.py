@@ -14,7 +14,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command, for_each
-from cftools.cli.jobs import Job, check_outputs, list_jobs
+from cftools.cli.jobs import Job, check_outputs, check_table, list_jobs
 from cftools.errors import CftoolsWarning, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -82,6 +82,14 @@ def edit(
     ] = None,
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
+    volumes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.tsv",
+            rich_help_panel="Output",
+            help="Also measure brain, grey and white matter, ventricles and hippocampi before and after, ml.",
+        ),
+    ] = None,
     json: options.Json = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -118,7 +126,10 @@ def edit(
     jobs = check_outputs(jobs, json, force, skip_existing, sure=output is not None or len(scans) == 1)
     if device not in ("auto", "cpu"):
         options.choose_device(device)
-    editor = Editor(method, lambda: options.choose_device(device), seed)
+    if volumes is not None:
+        check_table(volumes, force)
+    editor = Editor(method, lambda: options.choose_device(device), seed, volumes is not None)
+    table: list[list[str]] = []
     facts: list[dict[str, Any]] = []
     total = sum(len(job.edits) for job in jobs)
 
@@ -129,10 +140,18 @@ def edit(
                 for path, edited, seconds in _edited(editor, job, told, volume, region):
                     _write(job, path, edited, force)
                     facts.append(_facts(job, path, edited, seconds, notes))
+                    table.extend(_volumes(job, path, edited, first=not table or table[-1][0] != str(job)))
                     if total > 1:
                         report(len(facts), total, note=str(job))
 
         code = for_each(jobs, work)
+    if volumes is not None and table:
+        from cftools.volume import write_atomic
+        from cftools.volumes import VOLUMES
+
+        names = list(method.facts.variables)
+        rows = [["scan", "image", *names, *(f"{name}_ml" for name in VOLUMES)], *table]
+        write_atomic(volumes, "".join("\t".join(row) + "\n" for row in rows).encode(), force=force)
     if json:
         terminal.write_json(facts, json, force)
     return code
@@ -188,6 +207,19 @@ def _facts(job: Job, path: Path | None, edited: Edited, seconds: float, notes: S
         "registration": {"similarity": round(edited.similarity, 4)},
         "warnings": list(notes),
     }
+
+
+def _volumes(job: Job, path: Path | None, edited: Edited, first: bool) -> Iterator[list[str]]:
+    """Rows of the table: the scan itself, once, and an edit of it."""
+    if edited.volumes is None:
+        return
+    pairs = zip((str(job), str(path or "-")), (edited.source, edited.target), edited.volumes, strict=True)
+    for image, condition, found in list(pairs)[0 if first else 1 :]:
+        told = [
+            "n/a" if value is None else f"{value:g}" if isinstance(value, float) else value
+            for value in condition.values()
+        ]
+        yield [str(job), image, *told, *(f"{value:.2f}" for value in found.values())]
 
 
 @contextmanager

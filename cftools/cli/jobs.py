@@ -132,6 +132,14 @@ def check_outputs(jobs: Sequence[Job], json: str | None, force: bool, skip_exist
     return left
 
 
+def check_table(path: Path, force: bool) -> None:
+    """Raise an OutputError if a table cannot be written there, or is there and must not be replaced."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist: make it first")
+    if path.is_dir() or (path.exists() and not force):
+        raise OutputError(f"{path}: exists already: --force replaces it")
+
+
 def _is_dataset(word: str) -> bool:
     # A folder named like an image is one that is refused as such.
     return Path(word).is_dir() and not word.endswith(IMAGE_ENDINGS)

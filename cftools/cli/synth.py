@@ -45,7 +45,7 @@ def synth(
         cf-synth --age 13 --sex M -n 4 --seed 1 out/
         cf-synth --age 20,50,80 -n 10 out/
     """
-    from cftools.condition import Condition
+    from cftools.condition import Condition, cell
     from cftools.editing import save_described
     from cftools.piping import people, pipe_plan, synthesise
     from cftools.planning import parse_sweep
@@ -71,20 +71,12 @@ def synth(
                 raise OutputError(f"{path.parent}: cannot be made ({error.strerror})") from None
             dataset_description(out, "Synthetic brains")
             save_described(volume, provenance, path, force)
-            values = (person.target.condition.get(name) for name in plan.facts.variables)
-            words = (
-                "n/a" if value is None else f"{value:g}" if isinstance(value, float) else value for value in values
-            )
+            words = [cell(person.target.condition.get(name)) for name in plan.facts.variables]
             rows.append([person.name, str(person.sample), *words])
             terminal.result(path)
             report(done, len(cohort), note=person.name)
     table = "".join("\t".join(row) + "\n" for row in rows)
     write_atomic(out / "participants.tsv", table.encode(), force=True)
-
-
-def _cell(value: object) -> str:
-    """A value in participants.tsv."""
-    return "n/a" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 main = Command("cf-synth", synth)

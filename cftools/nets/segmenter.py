@@ -1,0 +1,51 @@
+"""The network that says what each place of a scan is made of: MONAI's UNet, as fractions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monai.networks.nets import UNet as MonaiUNet
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SegmenterArchitecture:
+    """Size and shape of the network; everything needed to rebuild it.
+
+    Attributes:
+        structures: what it tells apart, beside what is none of them.
+        channels: width at each level; every level after the first halves the sides.
+        units: residual units a level (Kerfoot et al. 2019).
+    """
+
+    structures: tuple[str, ...]
+    channels: tuple[int, ...] = (16, 32, 64, 96)
+    units: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.channels) < 2 or min(self.channels) < 1:
+            raise ValueError(f"channels {list(self.channels)}: at least two widths")
+        if len(self.structures) < 2 or len(set(self.structures)) != len(self.structures):
+            raise ValueError(f"structures {list(self.structures)}: two or more, each once")
+
+
+class Segmenter(nn.Module):
+    """A scan on the 2 mm grid to logits of what each voxel is made of."""
+
+    def __init__(self, architecture: SegmenterArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.body = MonaiUNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=len(architecture.structures) + 1,
+            channels=architecture.channels,
+            strides=[2] * (len(architecture.channels) - 1),
+            num_res_units=architecture.units,
+            norm=("GROUP", {"num_groups": 1, "affine": True}),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits, (B, 1 + structures, X, Y, Z), of an image (B, 1, X, Y, Z); the first is of none of them."""
+        logits: Tensor = self.body(image)
+        return logits
