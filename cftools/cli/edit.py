@@ -149,7 +149,7 @@ def edit(
         from cftools.volume import write_atomic
         from cftools.volumes import VOLUMES
 
-        names = list(method.facts.variables)
+        names = sorted(method.facts.variables)
         rows = [["scan", "image", *names, *(f"{name}_ml" for name in VOLUMES)], *table]
         write_atomic(volumes, "".join("\t".join(row) + "\n" for row in rows).encode(), force=force)
     if json:
@@ -211,14 +211,13 @@ def _facts(job: Job, path: Path | None, edited: Edited, seconds: float, notes: S
 
 def _volumes(job: Job, path: Path | None, edited: Edited, first: bool) -> Iterator[list[str]]:
     """Rows of the table: the scan itself, once, and an edit of it."""
+    from cftools.condition import cell
+
     if edited.volumes is None:
         return
     pairs = zip((str(job), str(path or "-")), (edited.source, edited.target), edited.volumes, strict=True)
     for image, condition, found in list(pairs)[0 if first else 1 :]:
-        told = [
-            "n/a" if value is None else f"{value:g}" if isinstance(value, float) else value
-            for value in condition.values()
-        ]
+        told = [cell(value) for value in condition.values()]
         yield [str(job), image, *told, *(f"{value:.2f}" for value in found.values())]
 
 
