@@ -127,7 +127,11 @@ def edit(
     if device not in ("auto", "cpu"):
         options.choose_device(device)
     if volumes is not None:
+        from cftools.volumes import TISSUES
+        from cftools.weights import locate
+
         check_table(volumes, force)
+        locate(TISSUES)
     editor = Editor(method, lambda: options.choose_device(device), seed, volumes is not None)
     table: list[list[str]] = []
     facts: list[dict[str, Any]] = []

@@ -1,0 +1,126 @@
+"""Volumes: millilitres of the scan itself, a table of them beside the edits, and a network that learns tissues."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cftools import weights
+from cftools.cli.edit import main as edit
+from cftools.errors import WeightsError
+from cftools.nets.segmenter import Segmenter, SegmenterArchitecture
+from cftools.phantom.anatomy import STRUCTURES, template_anatomy
+from cftools.phantom.law import load_law
+from cftools.phantom.twins import Family
+from cftools.prepare import GRID_2MM, Prepared, prepare
+from cftools.prepare import resample as to_grid
+from cftools.register import template
+from cftools.train.loop import Schedule, train
+from cftools.train.recipes import grid_facts
+from cftools.train.segmenter import Segmented, SegmenterObjective
+from cftools.volume import Volume
+from cftools.volumes import VOLUMES, TissueReader
+
+SMALL = SegmenterArchitecture(STRUCTURES, (8, 8))
+
+
+def checkpoint(architecture: SegmenterArchitecture = SMALL) -> weights.Checkpoint:
+    torch.manual_seed(0)
+    facts = weights.Facts(
+        architecture="segmenter",
+        architecture_arguments=asdict(architecture),
+        variables={},
+        grid=grid_facts(GRID_2MM),
+        contrasts=("T1w",),
+        intensity="brain-percentile",
+        training=weights.TrainingFacts("cf-train", "nothing", 0, 0, 0.0, "2026-01-31"),
+        licence="Apache-2.0",
+    )
+    return weights.Checkpoint("toy", dict(Segmenter(architecture).state_dict()), facts, "0" * 64)
+
+
+class AllOf(torch.nn.Module):
+    """Stands in for a network: everything is one structure."""
+
+    def __init__(self, structure: str) -> None:
+        super().__init__()
+        self.index = STRUCTURES.index(structure) + 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits = torch.zeros(len(image), len(STRUCTURES) + 1, *image.shape[2:])
+        logits[:, self.index] = 50
+        return logits
+
+
+def scan(stretch: float = 1.0) -> Prepared:
+    """The template, larger or smaller than it is."""
+    whole = template()
+    affine = np.diag([2 * stretch] * 3 + [1.0]) @ np.linalg.inv(np.diag([2.0, 2, 2, 1])) @ GRID_2MM.affine
+    return prepare(Volume.from_array(900 * to_grid(whole.array, whole.affine, GRID_2MM), affine))
+
+
+def test_millilitres_are_those_of_the_scan() -> None:
+    reader, found = TissueReader(checkpoint()), []
+    reader.network = AllOf("white_matter")  # type: ignore[assignment]
+    for stretch in (0.8, 0.95):
+        prepared = scan(stretch)
+        volumes = reader.volumes(prepared)
+        native = prepared.mask.sum() * prepared.volume.voxel_volume / 1000
+        assert volumes["white"] == pytest.approx(native, rel=0.12)  # voxels at the rim are in it whole
+        assert volumes["brain"] == volumes["white"]
+        assert volumes["grey"] == volumes["ventricles"] == volumes["hippocampi"] == 0
+        found.append(volumes["white"])
+    assert found[1] / found[0] == pytest.approx((0.95 / 0.8) ** 3, rel=0.02)
+
+
+def test_weights_that_lack_a_structure_are_refused() -> None:
+    with pytest.raises(WeightsError, match="hippocampus"):
+        TissueReader(checkpoint(SegmenterArchitecture(tuple(name for name in STRUCTURES if name != "hippocampus"))))
+
+
+def test_a_network_learns_what_a_scan_is_made_of(tmp_path: Path) -> None:
+    family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
+    subjects = Segmented(family, 0, cohort=1)
+    first, second = subjects[0], subjects[1]
+    assert first["fractions"].shape == (1, 10, *GRID_2MM.shape)
+    torch.testing.assert_close(first["fractions"].sum(1), torch.ones(1, *GRID_2MM.shape), atol=2e-2, rtol=0)
+    assert float(first["fractions"][:, 1:][:, :, first["image"][0, 0] == 0].max()) == 0
+    same = [torch.equal(second["fractions"], first["fractions"].flip(axis)) for axis in (2,)]
+    assert same == [True] or torch.equal(second["fractions"], first["fractions"]), "mirrored whole, or not at all"
+    made = SegmenterObjective(SMALL, subjects, 0, {})
+    lines: list[float] = []
+    schedule = Schedule(16, learning_rate=1e-2, workers=0, ema=0.5, log_every=1, dtype="float32")
+    train(made, schedule, tmp_path, lambda done, total, losses: lines.append(losses["loss"]))
+    assert np.mean(lines[-3:]) < 0.8 * lines[0]
+
+
+def test_cf_edit_measures_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    ours = weights.load("twin-age-2mm")
+    weights.save(bundle / "twin-age-2mm.safetensors", ours.tensors, ours.facts)
+    weights.add_to_index("twin-age-2mm", bundle / "twin-age-2mm.safetensors", "flow", ("twin",))
+    monkeypatch.setattr(weights, "bundled_dir", lambda: bundle)
+    scan().volume.save("in.nii")
+    words = ["--age", "40,80", "--from", "age=20", "in.nii", "-o", "out", "--volumes", "ml.tsv"]
+    assert edit(words) != 0
+    assert "tissues-2mm" in capsys.readouterr().err and not Path("out").exists(), "said before any work"
+    tissues = checkpoint()
+    weights.save(bundle / "tissues-2mm.safetensors", tissues.tensors, tissues.facts)
+    weights.add_to_index("tissues-2mm", bundle / "tissues-2mm.safetensors", "tissues", ("tissues",))
+    assert edit(words) == 0
+    rows = [line.split("\t") for line in Path("ml.tsv").read_text().splitlines()]
+    assert rows[0] == ["scan", "image", "age", "sex", *(f"{name}_ml" for name in VOLUMES)]
+    assert [row[2] for row in rows[1:]] == ["20", "40", "80"] and {row[3] for row in rows[1:]} == {"n/a"}
+    assert [row[1] for row in rows[1:]] == ["in.nii", "out/in_desc-age40.nii", "out/in_desc-age80.nii"]
+    values = np.array([[float(cell) for cell in row[4:]] for row in rows[1:]])
+    assert (values > 0).all() and len({tuple(row) for row in values}) == 3
+    assert edit([*words, "--force"]) == 0 and edit([*words[:-1], "none/ml.tsv", "--force"]) != 0
