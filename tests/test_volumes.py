@@ -72,8 +72,8 @@ def test_millilitres_are_those_of_the_scan() -> None:
         volumes = reader.volumes(prepared)
         native = prepared.mask.sum() * prepared.volume.voxel_volume / 1000
         assert volumes["white"] == pytest.approx(native, rel=0.12)  # voxels at the rim are in it whole
-        assert volumes["brain"] == volumes["white"]
-        assert volumes["grey"] == volumes["ventricles"] == volumes["hippocampi"] == 0
+        assert volumes["brain"] == pytest.approx(volumes["white"])
+        assert max(volumes["grey"], volumes["ventricles"], volumes["hippocampi"]) < 1e-6
         found.append(volumes["white"])
     assert found[1] / found[0] == pytest.approx((0.95 / 0.8) ** 3, rel=0.02)
 
