@@ -31,6 +31,8 @@ from cftools.sampling import Sampler, Scene, Started, from_prior
 from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
 from cftools.weights import Checkpoint, Facts, load
 
+#: How else an edit can be made: from how far up, as parts of the preset's own start, or with how many seeds.
+STRENGTHS, SEEDS = (0.6, 0.8, 1.0), 4
 #: How a latent is brought home, and what of that compares the edit with the scan's own resample.
 CARRIES = ("replace", "residual", "warp", "region")
 NEED_FACTUAL = ("residual", "warp")
@@ -154,6 +156,19 @@ class DiffusionModel:
             latent = self.resample(state, [Target(target)], factual=preset.carry in NEED_FACTUAL and factual is None)
             factual = latent.tensors.get("factual", factual)
             yield brought_home(self.space, prepared, latent.edited[0], factual, preset.carry)
+
+    def spread(
+        self, preset: Preset, prepared: Prepared, source: Condition, target: Condition, seed: int = 0
+    ) -> tuple[str, Iterator[np.ndarray]]:
+        """The same edit made in other ways that are as good, and in words which: seeds, or start strengths."""
+        if self.sampling.noise == "zero":
+            times = [self.sampling.start_time * part for part in STRENGTHS]
+            others = [(replace(self, preset=preset.override(start_time=time)), seed) for time in times]
+            words = f"start strengths {', '.join(f'{time:g}' for time in times)}"
+        else:
+            others = [(self, seed + more) for more in range(SEEDS)]
+            words = f"{SEEDS} seeds"
+        return words, (next(model.edits(model.preset, prepared, source, [target], number)) for model, number in others)
 
     @property
     def sampling(self) -> DiffusionSampling:

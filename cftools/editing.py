@@ -44,6 +44,11 @@ class Method(Protocol):
     ) -> Iterator[np.ndarray]:
         """The scan under each condition in turn, on its own grid."""
 
+    def spread(
+        self, preset: Preset, prepared: Prepared, source: Condition, target: Condition, seed: int = 0
+    ) -> tuple[str, Iterator[np.ndarray]]:
+        """The same edit made in other ways that are as good, and in words which."""
+
 
 @dataclass(frozen=True, eq=False)
 class Edited:
@@ -55,6 +60,8 @@ class Edited:
         similarity: of the scan's registration to the template.
         provenance: for the sidecar.
         volumes: ml of each of `volumes.VOLUMES` in the scan and in the edit; None where nobody asked.
+        spread: standard deviation over the edit made in other ways, in the scan's intensities, and in words which; or
+            None.
     """
 
     volume: Volume
@@ -63,6 +70,7 @@ class Edited:
     similarity: float
     provenance: Provenance
     volumes: tuple[Mapping[str, float], Mapping[str, float]] | None = None
+    spread: tuple[str, Volume] | None = None
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the image and the sidecar beside it.
@@ -102,12 +110,16 @@ class Editor:
         device: says which device to use; called once torch is there.
         seed: of all random draws.
         volumes: whether to measure structures before and after.
+        spread: whether to make every edit in other ways too.
     """
 
-    def __init__(self, plan: Plan, device: Callable[[], torch.device], seed: int = 0, volumes: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, device: Callable[[], torch.device], seed: int = 0, volumes: bool = False, spread: bool = False
+    ) -> None:
         self.plan = plan
         self.seed = seed
         self.volumes = volumes
+        self.spread = spread
         self._device = device
         self._method: tuple[Method, dict[str, Checkpoint]] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
@@ -173,7 +185,11 @@ class Editor:
             edit = volume.with_array(array)
             after = self._measured(prepare(edit, prepared.grid, prepared.to_mni)) if before is not None else None
             found = (before, after) if before is not None and after is not None else None
-            yield Edited(edit, source, target, prepared.similarity, provenance, found)
+            spread = None
+            if self.spread:
+                words, others = method.spread(preset, prepared, source, target, self.seed)
+                spread = (words, volume.with_array(_deviation(others)))
+            yield Edited(edit, source, target, prepared.similarity, provenance, found, spread)
 
     def opened(
         self, volume: Volume, unknown: Sequence[str]
@@ -234,6 +250,18 @@ class Editor:
             made = getattr(importlib.import_module(module), name)
             self._method = made.of(self.plan.preset, self.plan.weights, self._device())
         return self._method
+
+
+def _deviation(images: Iterator[np.ndarray]) -> np.ndarray:
+    """Standard deviation over images of one shape, voxel by voxel, float32; one after the other (Welford 1962)."""
+    import numpy as np
+
+    mean = squares = np.zeros(())
+    for count, image in enumerate(images, start=1):
+        off = image - mean
+        mean = mean + off / count
+        squares = squares + off * (image - mean)
+    return np.sqrt(squares / count).astype(np.float32)
 
 
 def _check_contrast(volume: Volume, facts: Facts) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from cftools.prepare import Prepared
 from cftools.preset import FlowSampling, Preset
 from cftools.weights import Checkpoint, Variable, load
 
+#: Powers of the normalised intensity at which the network also looks, well within those it was trained at.
+BRIGHTNESSES = (0.87, 1.0, 1.15)
+
 
 @dataclass(frozen=True)
 class Deformation:
@@ -35,6 +38,20 @@ class Deformation:
 
     displacement: np.ndarray
     residual: np.ndarray | None
+
+    def seen_as(self, mirrored: bool, power: float) -> Deformation:
+        """That of the scan, where it was found on the scan mirrored and with its intensities to a power.
+
+        (1 + g) I^p is I'^p for I' = (1 + g)^(1/p) I; the offset, which is small, is left as it is.
+        """
+        displacement, residual = self.displacement, self.residual
+        if mirrored:
+            displacement = displacement[:, ::-1] * np.array([-1, 1, 1], np.float32)[:, None, None, None]
+            residual = None if residual is None else residual[:, ::-1]
+        if residual is not None:
+            gain = (1 + residual[1]).clip(min=0) ** np.float32(1 / power) - 1
+            residual = np.stack([residual[0], gain])
+        return Deformation(np.ascontiguousarray(displacement), residual)
 
 
 class FlowMethod:
@@ -71,6 +88,27 @@ class FlowMethod:
             with torch.inference_mode():
                 deformation = self.edit(prepared, source, target, preset.sampling.steps)
             yield carry_field(prepared, deformation.displacement, deformation.residual, torch.get_num_threads())
+
+    def spread(
+        self, preset: Preset, prepared: Prepared, source: Condition, target: Condition, seed: int = 0
+    ) -> tuple[str, Iterator[np.ndarray]]:
+        """The same edit made in other ways that are as good, and in words which.
+
+        The network looks at the scan as it is and mirrored, each at three brightnesses.
+        """
+        assert isinstance(preset.sampling, FlowSampling)
+        steps = preset.sampling.steps
+
+        def edits() -> Iterator[np.ndarray]:
+            for mirrored in (False, True):
+                for power in BRIGHTNESSES:
+                    image = prepared.image**power
+                    shown = replace(prepared, image=np.ascontiguousarray(image[::-1] if mirrored else image))
+                    with torch.inference_mode():
+                        found = self.edit(shown, source, target, steps).seen_as(mirrored, power)
+                    yield carry_field(prepared, found.displacement, found.residual, torch.get_num_threads())
+
+        return f"{2 * len(BRIGHTNESSES)} looks at the scan: as it is and mirrored, at three brightnesses", edits()
 
     def edit(self, prepared: Prepared, source: Condition, target: Condition, steps: int = 1) -> Deformation:
         """The deformation from the source's condition to the target's.

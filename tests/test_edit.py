@@ -25,7 +25,7 @@ from cftools.carry import carry_field
 from cftools.cli.edit import main
 from cftools.condition import Condition, Variable, entity
 from cftools.errors import OutputError
-from cftools.methods import FlowMethod, ScalarReader
+from cftools.methods import Deformation, FlowMethod, ScalarReader
 from cftools.nets.regressor import Regressor, RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.planning import parse_sweep
@@ -258,6 +258,36 @@ def test_source_matters_and_so_do_steps() -> None:
     assert len({Path(name).read_bytes() for name in ("a.nii", "b.nii", "c.nii")}) == 3
     ours = _sidecar("c.json")["cftools"]
     assert isinstance(ours, dict) and ours["preset"]["sampling"] == {"steps": 5}
+
+
+def test_uncertainty_is_over_other_looks(brain: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--age", "+30", "--from", "age=40", "sub-01_T1w.nii.gz", "out.nii.gz"]
+    assert main([*words, "--uncertainty", "std.nii.gz"]) == 0
+    made, spread = Volume.load("out.nii.gz"), Volume.load("std.nii.gz")
+    np.testing.assert_allclose(spread.affine, brain.affine, atol=1e-5)
+    assert (spread.array[brain.array == 0] == 0).all() and float(spread.array.max()) > 0
+    changed = np.abs(made.array - brain.array) > 0
+    assert float(spread.array[changed].mean()) > float(spread.array[~changed].mean())
+    details = _sidecar("std.json")["cftools"]
+    assert isinstance(details, dict) and details["details"]["standard deviation over"].startswith("6 looks")
+    capsys.readouterr()
+    sweep = ["--age", "+10,+30", *words[2:-1], "-o", "x", "--uncertainty", "y.nii.gz"]
+    assert main(sweep) == 2 and "one edit" in capsys.readouterr().err and not Path("x").exists()
+
+
+def test_a_mirrored_look_is_mirrored_back() -> None:
+    random = np.random.default_rng(0)
+    found = Deformation(random.normal(size=(3, 4, 5, 6)).astype(np.float32), random.normal(size=(2, 4, 5, 6)) * 0.1)
+    back = found.seen_as(True, 1.0)
+    np.testing.assert_array_equal(back.displacement[0], -found.displacement[0, ::-1])
+    np.testing.assert_array_equal(back.displacement[1:], found.displacement[1:, ::-1])
+    again = back.seen_as(True, 1.0)
+    np.testing.assert_array_equal(again.displacement, found.displacement)
+    assert found.residual is not None and again.residual is not None
+    np.testing.assert_allclose(again.residual, found.residual, atol=1e-6)
+    bent = found.seen_as(False, 2.0).residual
+    assert bent is not None
+    np.testing.assert_allclose((1 + bent[1]) ** 2, 1 + found.residual[1], atol=1e-6)
 
 
 def test_several_scans_need_a_folder(refused: Refused, brain: Volume) -> None:

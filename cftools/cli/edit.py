@@ -90,6 +90,14 @@ def edit(
             help="Also measure brain, grey and white matter, ventricles and hippocampi before and after, ml.",
         ),
     ] = None,
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="Also write how much the edit varies, voxel by voxel, when made in other ways; one scan, one edit.",
+        ),
+    ] = None,
     json: options.Json = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -132,7 +140,12 @@ def edit(
 
         check_table(volumes, force)
         locate(TISSUES)
-    editor = Editor(method, lambda: options.choose_device(device), seed, volumes is not None)
+    if uncertainty is not None:
+        if sum(len(job.edits) for job in jobs) != 1:
+            raise UsageError("--uncertainty: takes one edit of one scan")
+        check_table(uncertainty, force)
+    chosen_device = lambda: options.choose_device(device)  # noqa: E731
+    editor = Editor(method, chosen_device, seed, volumes is not None, uncertainty is not None)
     table: list[list[str]] = []
     facts: list[dict[str, Any]] = []
     total = sum(len(job.edits) for job in jobs)
@@ -143,6 +156,8 @@ def edit(
             with _noting(str(job)) as notes:
                 for path, edited, seconds in _edited(editor, job, told, volume, region):
                     _write(job, path, edited, force)
+                    if uncertainty is not None and edited.spread is not None:
+                        _write_spread(uncertainty, edited, force)
                     facts.append(_facts(job, path, edited, seconds, notes))
                     table.extend(_volumes(job, path, edited, first=not table or table[-1][0] != str(job)))
                     if total > 1:
@@ -211,6 +226,19 @@ def _facts(job: Job, path: Path | None, edited: Edited, seconds: float, notes: S
         "registration": {"similarity": round(edited.similarity, 4)},
         "warnings": list(notes),
     }
+
+
+def _write_spread(path: Path, edited: Edited, force: bool) -> None:
+    """The standard deviation of an edit, with a sidecar that says over what."""
+    from dataclasses import replace
+
+    from cftools.editing import save_described
+
+    assert edited.spread is not None
+    words, volume = edited.spread
+    details = {**edited.provenance.details, "standard deviation over": words}
+    save_described(volume, replace(edited.provenance, details=details), path, force)
+    terminal.result(path)
 
 
 def _volumes(job: Job, path: Path | None, edited: Edited, first: bool) -> Iterator[list[str]]:
