@@ -220,7 +220,7 @@ class DiffusionModel:
         scene = Scene(self._tensor(latent.tensors["mean"]))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", CftoolsWarning)
-            begun = self.sampler.up(scene, self._told(latent.source), self._draws(latent), record)
+            begun = self.sampler.up(scene, self.told(latent.source), self._draws(latent), record)
         for warning in caught:
             warnings.warn(f"{latent.name}: {warning.message}", CftoolsWarning, stacklevel=2)
         kept: dict[str, np.ndarray] = {}
@@ -278,7 +278,7 @@ class DiffusionModel:
         )
         begun = Started(start.prior(like, draws))
         edits = [
-            sampler.down(begun, Scene(), self._told(Condition(target.condition)), draws, record=record)
+            sampler.down(begun, Scene(), self.told(Condition(target.condition)), draws, record=record)
             for target in targets
         ]
         return Latent(facts, {f"edited.{index}": _array(x) for index, x in enumerate(edits)})
@@ -305,7 +305,7 @@ class DiffusionModel:
         if "tape" in latent.solver:
             tape = noise.Tape(tuple(self._tensor(code) for code in latent.solver["tape"]))
         begun = Started(self._tensor(latent.tensors["x_t"]), state, tape)
-        return _array(self.sampler.down(begun, scene, self._told(condition), self._draws(latent), record=record))
+        return _array(self.sampler.down(begun, scene, self.told(condition), self._draws(latent), record=record))
 
     @property
     def sampler(self) -> Sampler:
@@ -316,7 +316,8 @@ class DiffusionModel:
     def _draws(self, latent: Latent) -> noise.Draws:
         return noise.Draws(latent.facts.seed, tuple(range(len(next(iter(latent.tensors.values()))))))
 
-    def _told(self, condition: Condition) -> Inputs:
+    def told(self, condition: Condition) -> Inputs:
+        """A condition as the network takes it, with the null for guidance."""
         variables = self.facts.variables
         if not variables:
             return Inputs()
