@@ -57,9 +57,15 @@ PEOPLE := IXI048,IXI162,IXI206,IXI211,IXI212,IXI213,IXI239,IXI252,IXI255,IXI257,
 	IXI357,IXI385,IXI396,IXI481,IXI508,IXI527,IXI546,IXI565,IXI575,IXI577,IXI606,IXI632
 ANATOMY := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) \
 	--source "25 IXI scans of people aged 40 to 75 (brain-development.org, CC BY-SA 3.0)" --licence CC-BY-SA-3.0
+ANATOMY_AND_MS := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) --real $(CFTOOLS_DATA)/ms \
+	--source "25 IXI scans of people aged 40 to 75 (brain-development.org, CC BY-SA 3.0) and two patients with MS (Lesjak et al. 2018, CC BY)" \
+	--licence CC-BY-SA-3.0
 weights: $(INSTALLED)
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm-first
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --init runs/twin-age-2mm-first/weights.safetensors --seed 1 \
 		--set training.steps=1400 --set training.learning_rate=7e-4 --set data.cohort=450 --out runs/twin-age-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
+	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
+	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
+		--out runs/age-ldm-2mm

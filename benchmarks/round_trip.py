@@ -2,8 +2,8 @@
 
     python benchmarks/round_trip.py $CFTOOLS_DATA --json docs/results/round-trip.json
 
-PSNR of what comes back against the autoencoder's own reconstruction, at 10, 25 and 50 network evaluations each way; MONAI's
-DDIM `reversed_step` and diffusers' DDIM inverse also at 100. OASIS scans, their own age and sex.
+PSNR of what comes back against the autoencoder's own reconstruction, at 10, 25 and 50 network evaluations each way;
+MONAI's DDIM `reversed_step` and diffusers' DDIM inverse also at 100. OASIS scans, their own age and sex.
 """
 
 from __future__ import annotations
