@@ -71,9 +71,6 @@ class AutoencoderObjective:
 
     Least squares (Mao et al. 2017), as in Pinaya et al. 2022. Both sides take one step at once, from one sum of
     losses: what the critic says of y reaches the autoencoder alone, and what it learns the critic alone.
-
-    Attributes:
-        margin: voxels at a patch's border that are not compared.
     """
 
     architecture: AutoencoderArchitecture
@@ -84,7 +81,6 @@ class AutoencoderObjective:
     weights: dict[str, float]
     data: dict[str, Any]
     divisor: int = 4
-    margin: int = 0
 
     def network(self) -> Adversaries:
         torch.manual_seed(self.seed)
@@ -108,7 +104,6 @@ class AutoencoderObjective:
             "architecture": asdict(self.architecture),
             "seed": self.seed,
             "losses": self.weights,
-            "margin": self.margin,
             "data": self.data,
         }
 
@@ -119,19 +114,15 @@ class AutoencoderObjective:
         y = network.kept.decode(mean + std * torch.randn_like(std))
         with torch.autocast(x.device.type, enabled=False):
             mean, std, y = mean.float(), std.float(), y.float()
-            # At its border a patch misses what lies beyond, which no whole scan does.
-            inner = (slice(None), slice(None), *(slice(self.margin, side - self.margin) for side in x.shape[2:]))
-            l1 = functional.l1_loss(y[inner], x[inner])
+            l1 = functional.l1_loss(y, x)
             # Summed over the latent and divided by the images, as the papers' weight of 1e-7 is meant.
             kl = 0.5 * (mean**2 + std**2 - 2 * std.log() - 1).sum() / len(x)
             loss = self.weights["l1"] * l1 + self.weights["kl"] * kl
             found = {"l1": l1, "kl": kl}
             if self.weights["adversarial"]:
                 # Not in bfloat16: there torch 2.13 on a CPU may give nan gradients where few voxels are left.
-                fooled = (network.judged(y[inner]) - 1).square().mean()
-                told = (network.critic(x[inner]) - 1).square().mean() + network.critic(
-                    y[inner].detach()
-                ).square().mean()
+                fooled = (network.judged(y) - 1).square().mean()
+                told = (network.critic(x) - 1).square().mean() + network.critic(y[inner].detach()).square().mean()
                 loss = loss + self.weights["adversarial"] * fooled + told
                 found |= {"fooled": fooled, "critic": told}
         return {"loss": loss, **found}

@@ -149,7 +149,6 @@ def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
         job.seed,
         dict(job.losses),
         job.record,
-        margin=int(job.data["margin"]),
     )
 
 
@@ -222,7 +221,7 @@ OBJECTIVES = {
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
-        {**_SUBJECTS, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "margin": 0, "patches": 2},
+        {**_SUBJECTS, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
         True,
         _autoencoder_architecture,
         _autoencoder_objective,
