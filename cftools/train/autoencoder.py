@@ -122,7 +122,7 @@ class AutoencoderObjective:
             if self.weights["adversarial"]:
                 # Not in bfloat16: there torch 2.13 on a CPU may give nan gradients where few voxels are left.
                 fooled = (network.judged(y) - 1).square().mean()
-                told = (network.critic(x) - 1).square().mean() + network.critic(y[inner].detach()).square().mean()
+                told = (network.critic(x) - 1).square().mean() + network.critic(y.detach()).square().mean()
                 loss = loss + self.weights["adversarial"] * fooled + told
                 found |= {"fooled": fooled, "critic": told}
         return {"loss": loss, **found}
