@@ -47,4 +47,4 @@ def test_the_site_names_every_page() -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in (ROOT / "docs").rglob("*.md"):
         name = path.relative_to(ROOT / "docs").as_posix()
-        assert f"- {name}\n" in menu, f"{name} is in no menu of mkdocs.yml"
+        assert f" {name}\n" in menu, f"{name} is in no menu of mkdocs.yml"
