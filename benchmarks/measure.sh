@@ -1,7 +1,8 @@
 #!/bin/sh
-# Every figure of docs/twin-flow.md anew, into docs/results, but the table of variants (twin_ablation.py).
+# Every figure of docs/twin-flow.md and docs/latent-diffusion.md anew, into docs/results, but the table of variants
+# (twin_ablation.py).
 #
-#     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed]
+#     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [autoencoder] [inversion] [latent]
 #
 # Without arguments all of them. The cohorts are made in a folder that is removed; commands are
 # recorded as run in it.
@@ -27,7 +28,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth steps real laws age speed}; do
+for what in ${*:-truth steps real laws age speed autoencoder inversion latent}; do
     case $what in
     truth)
         truth normative
@@ -54,8 +55,20 @@ for what in ${*:-truth steps real laws age speed}; do
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
     age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
+    autoencoder) python "$root/benchmarks/autoencoder.py" "$CFTOOLS_DATA" --json "$results/autoencoder.json" ;;
+    inversion) python "$root/benchmarks/round_trip.py" "$CFTOOLS_DATA" --json "$results/round-trip.json" ;;
+    latent)
+        mkdir "$work/latent"
+        cd "$work/latent"
+        cf-phantom twins -n 6 --seed 4242 --twin age=+30,-30
+        python "$root/benchmarks/latent_edits.py" twins edited --change +30 --change=-30
+        for way in edited/*; do
+            cf-score --truth twins "$way" --json "$results/latent-$(basename "$way").json" --force
+        done
+        cd "$root"
+        ;;
     *)
-        echo "measure.sh: $what: truth, steps, real, laws, age or speed" >&2
+        echo "measure.sh: $what: truth, steps, real, laws, age, speed, autoencoder, inversion or latent" >&2
         exit 2
         ;;
     esac

@@ -1,7 +1,7 @@
-"""The tables of docs/twin-flow.md, made of docs/results.
+"""The tables of the docs, made of docs/results.
 
 python benchmarks/tables.py           # prints them
-python benchmarks/tables.py --write   # puts them between the markers in docs/twin-flow.md
+python benchmarks/tables.py --write   # puts them between the markers in the pages
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "twin-flow.md"
+PAGES = (DOCS / "twin-flow.md", DOCS / "latent-diffusion.md")
 
 
 def facts(name: str) -> Any:
@@ -195,6 +195,46 @@ def age() -> str:
     return rows(*lines)
 
 
+def autoencoder() -> str:
+    """What the autoencoder keeps, beside plain resampling."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, row in facts("autoencoder").items():
+        images, way = key.split("; ")
+        found.setdefault(images, {})[way] = row
+    ways = list(next(iter(found.values())))
+    lines: list[Sequence[str]] = [("scans", "n", *(f"{way}, dB" for way in ways))]
+    for images, by in found.items():
+        cells = [f"{by[way]['psnr_db']:.1f} [{by[way]['low']:.1f}, {by[way]['high']:.1f}]" for way in ways]
+        lines.append((images, str(by[ways[0]]["n"]), *cells))
+    return rows(*lines)
+
+
+def round_trip() -> str:
+    """What comes back of a scan that was inverted, by evaluations each way."""
+    found: dict[str, dict[int, Any]] = {}
+    for row in facts("round-trip"):
+        found.setdefault(row["inverter"], {})[row["evaluations each way"]] = row
+    counts = sorted({count for by in found.values() for count in by})
+    lines: list[Sequence[str]] = [("inverter", *(f"{count} evaluations, dB" for count in counts))]
+    for name, by in found.items():
+        cells = [f"{by[count]['psnr_db']:.1f}" if count in by else "" for count in counts]
+        lines.append((name, *cells))
+    return rows(*lines)
+
+
+def latent_edits() -> str:
+    """The error that is left, by carry and guidance."""
+    lines: list[Sequence[str]] = [
+        ("carry", "guidance", *(f"{change}, truth_ratio" for change in CHANGES.values()), "n")
+    ]
+    for path in sorted((DOCS / "results").glob("latent-*.json")):
+        table = truth_of(path.stem)
+        carry, guidance = path.stem.removeprefix("latent-").split("-")[:2]
+        ratios = [table[setting]["truth_ratio"] for setting in CHANGES if setting in table]
+        lines.append((carry, guidance.removeprefix("g"), *map(interval, ratios), f"{ratios[0]['n']:.0f}"))
+    return rows(*lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "truth": truth,
     "elsewhere": elsewhere,
@@ -204,6 +244,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "ablation": ablation,
     "age": age,
+    "autoencoder": autoencoder,
+    "round trip": round_trip,
+    "latent edits": latent_edits,
 }
 
 
@@ -211,15 +254,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    page = PAGE.read_text()
-    for name, table in TABLES.items():
-        marked = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if marked.search(page):
-            made = table()
-            page = marked.sub(lambda found, made=made: f"{found[1]}\n{made}\n\n{found[2]}", page)
-            print(f"{made}\n")
-    if options.write:
-        PAGE.write_text(page)
+    for place in PAGES:
+        page = place.read_text()
+        for name, table in TABLES.items():
+            marked = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            if marked.search(page):
+                made = table()
+                page = marked.sub(lambda found, made=made: f"{found[1]}\n{made}\n\n{found[2]}", page)
+                print(f"{made}\n")
+        if options.write:
+            place.write_text(page)
 
 
 if __name__ == "__main__":
