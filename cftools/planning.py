@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cftools.condition import Change, Condition, check, parse_values
-from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError
+from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError, WeightsError
 from cftools.preset import Preset
 from cftools.weights import Facts, facts_of, locate
 
@@ -86,7 +86,7 @@ def plan(
         raise PresetError(f"preset {preset.name}: cannot edit scans; try --preset twin")
     ability = METHODS[preset.method]
     changed = {change.name for changes in sweep for change in changes}
-    names = [weights] if weights else list(preset.weights[preset.main_role])
+    names = [weights] if weights else _bundled(preset)
     known = [(name, facts_of(name)) for name in names]
     able = [(name, facts) for name, facts in known if changed <= set(changeable(facts))]
     name, facts = (able or known)[0]
@@ -106,6 +106,31 @@ def plan(
         for changes in sweep:
             _check_changes(facts, changes, clip)
     return Plan(preset, name, facts, clip)
+
+
+def _bundled(preset: Preset) -> list[str]:
+    """Those of the preset's main weights that are installed.
+
+    Raises:
+        WeightsError: none of them is, or none that play another role.
+    """
+    for role in (preset.main_role, *preset.weights):
+        if not any(map(_installed, preset.weights[role])):
+            names = " and ".join(preset.weights[role])
+            raise WeightsError(
+                f"preset {preset.name}: its weights {names} are not installed: cf-train makes them, and "
+                "cf-weights add puts them where this command finds them"
+            )
+    return [name for name in preset.weights[preset.main_role] if _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    """Whether weights are bundled under this name, or are a file."""
+    try:
+        locate(name)
+    except WeightsError:
+        return False
+    return True
 
 
 def check_region(preset: Preset, region: bool) -> None:

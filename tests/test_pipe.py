@@ -214,3 +214,19 @@ def test_new_scans_keep_their_noise_whatever_the_condition(capsys: pytest.Captur
     capsys.readouterr()
     assert synth(["--age", "+20", "relative"]) == 2 and synth(["--age", "80", "new"]) != 0
     assert "relative" in capsys.readouterr().err and not Path("relative").exists()
+
+
+def test_weights_that_are_not_installed_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "none").mkdir()
+    monkeypatch.setattr(weights, "bundled_dir", lambda: tmp_path / "none")
+    for command, words in (
+        (edit, ["--preset", "ldm", "--age", "+20", "--from", "age=20,sex=F", "in.nii", "x.nii"]),
+        (encode, ["--preset", "ldm", "--from", "age=20,sex=F", "in.nii", "x.safetensors"]),
+        (synth, ["--age", "20", "x"]),
+    ):
+        assert command(words) != 0
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and "not installed: cf-train makes them" in err, err
+    assert not [path for path in Path().iterdir() if path.name.startswith("x")]
