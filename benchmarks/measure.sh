@@ -2,7 +2,8 @@
 # Every figure of docs/twin-flow.md and docs/latent-diffusion.md anew, into docs/results, but the table of variants
 # (twin_ablation.py).
 #
-#     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [autoencoder] [inversion] [latent]
+#     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [engine]
+#         [autoencoder] [inversion] [latent]
 #
 # Without arguments all of them. The cohorts are made in a folder that is removed; commands are
 # recorded as run in it.
@@ -28,7 +29,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth steps real laws age speed autoencoder inversion latent}; do
+for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent}; do
     case $what in
     truth)
         truth normative
@@ -55,6 +56,7 @@ for what in ${*:-truth steps real laws age speed autoencoder inversion latent}; 
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
     age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
+    engine) python "$root/benchmarks/engine.py" --json "$results/engine.json" ;;
     autoencoder) python "$root/benchmarks/autoencoder.py" "$CFTOOLS_DATA" --json "$results/autoencoder.json" ;;
     inversion) python "$root/benchmarks/round_trip.py" "$CFTOOLS_DATA" --json "$results/round-trip.json" ;;
     latent)
@@ -68,7 +70,7 @@ for what in ${*:-truth steps real laws age speed autoencoder inversion latent}; 
         cd "$root"
         ;;
     *)
-        echo "measure.sh: $what: truth, steps, real, laws, age, speed, autoencoder, inversion or latent" >&2
+        echo "measure.sh: $what: truth, steps, real, laws, age, speed, engine, autoencoder, inversion or latent" >&2
         exit 2
         ;;
     esac

@@ -235,6 +235,24 @@ def latent_edits() -> str:
     return rows(*lines)
 
 
+def orders() -> str:
+    """The order of every solver, as declared and as measured, down and up."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in facts("engine")["orders"]:
+        found.setdefault(row["solver"], []).append(row)
+    paths = [row["path"] for row in next(iter(found.values()))]
+    lines: list[Sequence[str]] = [("solver", "declared", *(f"{path}: down, up" for path in paths))]
+    for name, by in found.items():
+        cells = [", ".join(f"{row[way]:.2f}" for way in ("down", "up") if way in row) for row in by]
+        lines.append((name, str(by[0]["declared"]), *cells))
+    return rows(*lines)
+
+
+def engine_laws() -> str:
+    """The worst error of each law of the engine."""
+    return rows(("law", "worst error"), *((law, f"{error:.0e}") for law, error in facts("engine")["laws"].items()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "truth": truth,
     "elsewhere": elsewhere,
@@ -247,6 +265,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "autoencoder": autoencoder,
     "round trip": round_trip,
     "latent edits": latent_edits,
+    "orders": orders,
+    "engine laws": engine_laws,
 }
 
 
