@@ -27,6 +27,7 @@ from cftools.diffuse import DiffusionModel
 from cftools.diffusion import moves, noise, start
 from cftools.diffusion.integrate import integrate
 from cftools.diffusion.inversion import Bdia, FixedPoint
+from cftools.diffusion.path import VariancePreserving
 from cftools.diffusion.solver import Ddim, FireFlow, Heun, Solver
 from cftools.errors import CftoolsWarning
 from cftools.planning import plan
@@ -58,6 +59,13 @@ def ours(model: DiffusionModel, clean: Tensor, told: Any, inverter: str, evaluat
     return end
 
 
+def _betas(model: DiffusionModel) -> dict[str, float]:
+    """Those that the network was trained on."""
+    path = model.sampler.path
+    assert isinstance(path, VariancePreserving) and path.schedule == "scaled-linear" and path.times == 1000
+    return {"beta_start": path.beta_start, "beta_end": path.beta_end}
+
+
 def monai(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int) -> Tensor:
     """MONAI's DDIM scheduler, as its tutorials invert."""
     from monai.networks.schedulers import DDIMScheduler
@@ -65,8 +73,7 @@ def monai(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int) -> 
     scheduler = DDIMScheduler(
         1000,
         schedule="scaled_linear_beta",
-        beta_start=0.0015,
-        beta_end=0.0205,
+        **_betas(model),
         clip_sample=False,
         prediction_type="v_prediction",
     )
@@ -84,8 +91,7 @@ def diffusers(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int)
     import diffusers as library
 
     common = {
-        "beta_start": 0.0015,
-        "beta_end": 0.0205,
+        **_betas(model),
         "beta_schedule": "scaled_linear",
         "clip_sample": False,
         "prediction_type": "v_prediction",

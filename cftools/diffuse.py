@@ -28,7 +28,7 @@ from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
 from cftools.register import deformation
 from cftools.sampling import Sampler, Scene, Started, from_prior
-from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
+from cftools.space import Space, VaeSpace, make_space
 from cftools.weights import Checkpoint, Facts, load
 
 #: How else an edit can be made: from how far up, as parts of the preset's own start, or with how many seeds.
@@ -131,7 +131,7 @@ class DiffusionModel:
             if loaded["space"].sha256 != facts.diffusion.space:
                 raise WeightsError(f"{name}: was trained in another space than that of {loaded['space'].name}")
         else:
-            space = WaveletSpace(facts.space) if facts.space.kind == "wavelet" else IdentitySpace(facts.space)
+            space = make_space(facts.space)
         network = checkpoint.network(UNet, UNetArchitecture).to(device)
         roles = {role: WeightsUsed(one.name, one.sha256) for role, one in loaded.items()}
         return cls(preset, network, facts, space, roles, device), loaded
@@ -198,6 +198,7 @@ class DiffusionModel:
         facts = LatentFacts(
             kind="encoded",
             preset=self.preset.name,
+            resolved=self.preset.table(),
             weights={role: used for role, used in self.used.items() if role == "space"},
             space=self.space.facts,
             grid=self.facts.grid,
@@ -222,7 +223,9 @@ class DiffusionModel:
             warnings.simplefilter("always", CftoolsWarning)
             begun = self.sampler.up(scene, self.told(latent.source), self._draws(latent), record)
         for warning in caught:
-            warnings.warn(f"{latent.name}: {warning.message}", CftoolsWarning, stacklevel=2)
+            ours = issubclass(warning.category, CftoolsWarning)
+            text = f"{latent.name}: {warning.message}" if ours else warning.message
+            warnings.warn(text, warning.category, stacklevel=2)
         kept: dict[str, np.ndarray] = {}
         if begun.state is not None:
             kept = {"before": _array(begun.state.x), "before_time": _scalar(begun.state.t, latent)}
@@ -230,7 +233,7 @@ class DiffusionModel:
             kept = {"tape": np.stack([_array(code) for code in begun.tape.codes])}
         time, path, how, solver, steps = self.sampler.way
         facts = StateFacts(time, path, how, solver, steps, begun.evaluations)  # type: ignore[arg-type]
-        return latent.as_state(_array(begun.x), facts, kept, {"denoiser": self.used["denoiser"]}, command)
+        return self._signed(latent).as_state(_array(begun.x), facts, kept, {"denoiser": self.used["denoiser"]}, command)
 
     def resample(
         self,
@@ -257,7 +260,7 @@ class DiffusionModel:
             raise LatentError(f"{latent.name}: was inverted under other settings: use the same, or invert again")
         edits = [self._sample(latent, Condition(target.condition), record) for target in targets]
         own = self._sample(latent, latent.source, record) if factual else None
-        return latent.as_edits(targets, edits, own, {"denoiser": self.used["denoiser"]}, command)
+        return self._signed(latent).as_edits(targets, edits, own, {"denoiser": self.used["denoiser"]}, command)
 
     def synthesise(
         self, targets: Sequence[Target], seed: int, sample: int, command: str = "", record: Record | None = None
@@ -269,6 +272,7 @@ class DiffusionModel:
         facts = LatentFacts(
             kind="edited",
             preset=self.preset.name,
+            resolved=self.preset.table(),
             weights=self.used,
             space=self.space.facts,
             grid=self.facts.grid,
@@ -276,7 +280,7 @@ class DiffusionModel:
             targets=tuple(targets),
             provenance=(command,) if command else (),
         )
-        begun = Started(start.prior(like, draws))
+        begun = Started(start.prior(like, sampler.numbered(draws, 0)))
         edits = [
             sampler.down(begun, Scene(), self.told(Condition(target.condition)), draws, record=record)
             for target in targets
@@ -290,6 +294,10 @@ class DiffusionModel:
     def used_by(self, latent: Latent, role: str) -> None:
         """Raise a LatentError unless the latent was made with this model's weights in that role."""
         latent.check(self.used[role].sha256, role)
+
+    def _signed(self, latent: Latent) -> Latent:
+        """The latent with this model's preset, flags and all, in its facts."""
+        return replace(latent, facts=replace(latent.facts, resolved=self.preset.table()))
 
     def _check(self, latent: Latent) -> None:
         if "space" in self.used:

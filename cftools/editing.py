@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
-from cftools.errors import CftoolsWarning, ConditionError, WeightsError
+from cftools.errors import CftoolsWarning, ConditionError, OutputError, WeightsError
 from cftools.planning import METHODS, Changes, Plan
 from cftools.preset import Preset
 from cftools.provenance import Provenance, command_line, sidecar_path, source_name, write_sidecar
@@ -85,6 +85,8 @@ class Edited:
 
 def save_described(volume: Volume, provenance: Provenance, path: Path, force: bool = False) -> None:
     """Write an image and the sidecar beside it; errors and order as `Edited.save`."""
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already: --force replaces it")
     # A JSON without an image is what a killed run leaves.
     sidecar = write_sidecar(path, provenance, force=force or is_sidecar(sidecar_path(path)))
     try:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cftools.condition import Condition, Value
 from cftools.errors import ConditionError
@@ -201,6 +201,7 @@ class LatentFacts:
 
     Attributes:
         preset: its name.
+        resolved: all of it, with the flags so far in it, as `Preset.table` gives it.
         weights: by role.
         space, grid: where the latent lives, and the image it decodes to.
         seed: of the random draws.
@@ -224,6 +225,7 @@ class LatentFacts:
     state: StateFacts | None = None
     targets: tuple[Target, ...] = ()
     provenance: tuple[str, ...] = ()
+    resolved: Mapping[str, Mapping[str, Any]] = FrozenMapping()
     format: int = LATENT_FORMAT
 
     def __post_init__(self) -> None:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Condition, apply, check, entity
 from cftools.editing import Editor, readable
-from cftools.errors import LatentError, PresetError
+from cftools.errors import LatentError, PresetError, UsageError
 from cftools.facts import Target
 from cftools.latent import Latent
-from cftools.planning import Changes, Plan, check_region, plan
-from cftools.preset import Preset, load_preset
+from cftools.planning import Changes, Plan, check_changes, check_region, plan
+from cftools.preset import Preset, Task, from_table
 from cftools.provenance import Provenance
 from cftools.volume import Volume
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from cftools.diffuse import DiffusionModel
@@ -27,24 +28,34 @@ LEAST_BRAIN = 0.05
 Device = Callable[[], "torch.device"]
 
 
-def pipe_plan(preset: Preset, weights: str | None, told: Condition, clip: bool = False, **sampling: Any) -> Plan:
-    """What to encode with.
+def pipe_plan(
+    preset: Preset, weights: str | None, told: Condition, clip: bool = False, task: Task = "edit", **sampling: Any
+) -> Plan:
+    """What to encode with, or to make new scans with; arguments as for `planning.plan`.
 
     Raises:
         PresetError: the preset has no latents. WeightsError: there are no such weights.
     """
     if preset.method != "diffusion":
         raise PresetError(f"preset {preset.name}: works on no latents; cf-edit runs it whole")
-    return plan(preset.override(**sampling), [], told, weights, None, clip)
+    return plan(preset, [], told, weights, clip, task=task, **sampling)
 
 
-def plan_of(latent: Latent, weights: str | None, clip: bool = False) -> Plan:
-    """What a latent was made with, to go on with; a state says how it was brought there."""
-    state = latent.facts.state
-    sampling: dict[str, Any] = {}
-    if state is not None:
-        sampling = {"steps": state.steps, "start": state.start, "solver": state.solver, "start_time": state.time}
-    return pipe_plan(load_preset(latent.facts.preset), weights, Condition(), clip, **sampling)
+def preset_of(latent: Latent) -> Preset:
+    """What a latent was made with, flags and all.
+
+    Raises:
+        LatentError: it does not say.
+    """
+    try:
+        return from_table(latent.facts.resolved, latent.name)
+    except PresetError as error:
+        raise LatentError(f"{error}: make it anew with cf-encode") from None
+
+
+def plan_of(latent: Latent, weights: str | None, clip: bool = False, **sampling: Any) -> Plan:
+    """What a latent was made with, to go on with."""
+    return pipe_plan(preset_of(latent), weights, latent.source, clip, **sampling)
 
 
 def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: int, name: str, command: str) -> Latent:
@@ -93,13 +104,15 @@ def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Tar
         ConditionError: out of the weights' range, or relative to what is unknown.
     """
     variables, source = plan.facts.variables, latent.source
+    for changes in sweep:
+        check_changes(plan.facts, changes, plan.clip)
     return [Target(check(apply(changes, source), variables, plan.clip), entity(changes)) for changes in sweep]
 
 
 def decode(
     latent: Latent, device: Device, onto: Volume | None, carry: str | None, region: Volume | None = None
 ) -> Iterator[tuple[Target, Volume]]:
-    """The images of a latent's edits.
+    """The images of a latent's edits; without the scan on the model's grid, 0 outside the brain.
 
     Args:
         onto: the scan it was made from, whose grid the edits are brought to; None leaves them on the model's.
@@ -112,21 +125,23 @@ def decode(
 
     from cftools.diffuse import brought_home, decoded, load_space
     from cftools.prepare import Grid, prepare
-    from cftools.space import IdentitySpace, Space, WaveletSpace
+    from cftools.space import Space, make_space
 
     latent.check_kind("edited")
-    preset, facts = load_preset(latent.facts.preset), latent.facts
+    if onto is None and (carry or region is not None):
+        raise UsageError("--carry and --region say how an edit comes onto the scan: name that with --onto")
+    preset, facts = preset_of(latent), latent.facts
     space: Space
     if "space" in facts.weights:
         space, loaded = load_space(preset.weights["space"][0], device())
         latent.check(loaded.sha256)
     else:
-        space = WaveletSpace(facts.space) if facts.space.kind == "wavelet" else IdentitySpace(facts.space)
+        space = make_space(facts.space)
     x, y, z = facts.grid.shape
     grid = Grid(facts.grid.name, (x, y, z), np.array(facts.grid.affine))
     if onto is None:
         for target, edited in zip(facts.targets, latent.edited, strict=True):
-            yield target, Volume.from_array(decoded(space, edited), grid.affine)
+            yield target, Volume.from_array(brain_of(decoded(space, edited)), grid.affine)
         return
     latent.check_onto(onto)
     scan = facts.scan
@@ -140,20 +155,32 @@ def decode(
         yield target, onto.with_array(brought_home(space, prepared, edited, factual, carry or preset.carry))
 
 
-def provenance(latent: Latent, target: Target, command: str, carry: str | None) -> Provenance:
+def provenance(latent: Latent, target: Target, command: str, carry: str | None, onto: bool = True) -> Provenance:
     """How the image of one edit came about, for its sidecar: the pipe's commands as one line."""
     facts = latent.facts
     return Provenance(
         command=" | ".join((*facts.provenance, command)),
         sources=(facts.scan.name,) if facts.scan else (),
         skull_stripped=True,
-        preset=load_preset(facts.preset).override(carry=carry),
+        preset=preset_of(latent).override(carry=carry) if facts.scan else preset_of(latent),
         weights=facts.weights,
         source=latent.source,
         target=Condition(target.condition),
         seed=facts.seed,
+        spatial_reference=None if onto else "MNI152NLin2009aSym",
         details={"guessed": list(facts.guessed)} if facts.guessed else {},
     )
+
+
+def brain_of(image: np.ndarray) -> np.ndarray:
+    """A decoded image without what lies around the brain, and not below 0."""
+    import numpy as np
+
+    from cftools.prepare import brain_mask
+
+    image = np.clip(image, 0, None)
+    mask, _ = brain_mask(np.where(image > LEAST_BRAIN, image, 0))
+    return image * mask
 
 
 @dataclass(frozen=True)
@@ -187,14 +214,11 @@ def synthesise(
     """New scans on the model's grid, one after the other; 0 outside the brain."""
     import numpy as np
 
-    from cftools.prepare import brain_mask
-
     model, loaded = _opened(plan, device)
     affine = np.array(plan.facts.grid.affine)
     for person in cohort:
         latent = model.synthesise([person.target], seed, person.sample, command)
-        image = np.clip(model.decode(latent.edited[0]), 0, None)
-        mask, _ = brain_mask(np.where(image > LEAST_BRAIN, image, 0))
+        image = brain_of(model.decode(latent.edited[0]))
         provenance = Provenance(
             command=command,
             sources=(),
@@ -207,4 +231,4 @@ def synthesise(
             spatial_reference="MNI152NLin2009aSym",
             details={"sample": person.sample},
         )
-        yield person, Volume.from_array(image * mask, affine), provenance
+        yield person, Volume.from_array(image, affine), provenance

@@ -12,7 +12,7 @@ from typing import Any
 
 from cftools.condition import Change, Condition, check, parse_values
 from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError, WeightsError
-from cftools.preset import Preset
+from cftools.preset import Preset, Task
 from cftools.weights import Facts, facts_of, locate
 
 
@@ -62,9 +62,9 @@ def plan(
     sweep: Sequence[Changes],
     told: Condition,
     weights: str | None = None,
-    steps: int | None = None,
     clip: bool = False,
-    region: bool = False,
+    region: bool | None = None,
+    task: Task = "edit",
     **sampling: Any,
 ) -> Plan:
     """Choose weights and check that all goes together: preset, weights, conditions; nothing is loaded yet.
@@ -74,16 +74,17 @@ def plan(
         sweep: the edits to make of each scan.
         told: what is said of every scan.
         weights: a name or path instead of the preset's own choice, the first that knows all that is changed.
-        steps: network evaluations instead of the preset's.
-        region: whether a mask will say where the edit may show.
+        region: whether a mask will say where the edit may show; None where that is not yet known.
+        task: what it is for, edit or synth.
         sampling: values for the preset's sampling and carry; None changes nothing.
     Raises:
         PresetError: the preset cannot edit, or the weights are of another kind.
         WeightsError: there are no such weights. ConditionError: they cannot do what is asked.
         UsageError: a carry by region without a region, or a region without it.
     """
-    if "edit" not in preset.tasks or preset.method not in METHODS:
-        raise PresetError(f"preset {preset.name}: cannot edit scans; try --preset twin")
+    if task not in preset.tasks or preset.method not in METHODS:
+        lack = f"does not {task}" if {"edit", "synth"} & set(preset.tasks) else "can neither edit nor make scans"
+        raise PresetError(f"preset {preset.name}: {lack}; try --preset {'twin' if task == 'edit' else 'ldm'}")
     ability = METHODS[preset.method]
     changed = {change.name for changes in sweep for change in changes}
     names = [weights] if weights else _bundled(preset)
@@ -94,17 +95,18 @@ def plan(
         needed = " or ".join(ability.architectures)
         raise PresetError(f"preset {preset.name}: needs {needed} weights, {name} are {facts.architecture}")
     label = name if locate(name)[1] else Path(name).stem
-    preset = preset.with_weights(label).override(steps=steps, **sampling)
-    if preset.carry not in ability.carries:
+    preset = preset.with_weights(label).override(**sampling)
+    if task == "edit" and preset.carry not in ability.carries:
         needed = " or ".join(ability.carries)
         raise PresetError(f"preset {preset.name}: a {preset.method} method is carried by {needed}, not {preset.carry}")
-    check_region(preset, region)
+    if region is not None:
+        check_region(preset, region)
     with warnings.catch_warnings():
         # Each scan gets its own warning of what is clipped.
         warnings.simplefilter("ignore", CftoolsWarning)
         check(told, facts.variables, clip)
         for changes in sweep:
-            _check_changes(facts, changes, clip)
+            check_changes(facts, changes, clip)
     return Plan(preset, name, facts, clip)
 
 
@@ -172,7 +174,8 @@ def changeable(facts: Facts) -> tuple[str, ...]:
     return tuple(names[index] for index in facts.architecture_arguments.get("changes", range(len(names))))
 
 
-def _check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
+def check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
+    """Raise a ConditionError unless the weights can make these changes."""
     for change in changes:
         check(Condition({change.name: None if change.relative else change.value}), facts.variables, clip)
         if change.name not in changeable(facts):

@@ -283,10 +283,26 @@ class Preset:
             raise PresetError(f"preset {self.name} {reason} for {role}, {size} size")
         return found[0]
 
+    def table(self) -> dict[str, dict[str, Any]]:
+        """The preset without its recipes and what is tuned, in plain tables, as `from_table` takes it back."""
+        whole = plain(self)
+        for name in ("recipe", "tuned"):
+            del whole[name]
+        return {"weights": whole.pop("weights"), "sampling": whole.pop("sampling"), "preset": whole}
+
     def resolved(self) -> dict[str, Any]:
         """What decides a result, as plain values for the provenance: all but how the weights were made."""
         left_out = ("recipe", "tuned", "title", "citation")
         return {key: value for key, value in plain(self).items() if key not in left_out}
+
+
+def from_table(table: Mapping[str, Mapping[str, Any]], where: str) -> Preset:
+    """A preset by what `Preset.table` gave.
+
+    Raises:
+        PresetError: it does not keep to the schema.
+    """
+    return _build({**table.get("preset", {}), **{key: table.get(key, {}) for key in ("weights", "sampling")}}, where)
 
 
 def presets_folder() -> Path:

@@ -23,7 +23,7 @@ from cftools.schema import FrozenMapping, plain
 
 BIDS_VERSION = "1.10.0"
 #: What can move a number in the result.
-LIBRARIES = ("SimpleITK", "nibabel", "nilearn", "numpy", "safetensors", "scipy", "torch")
+LIBRARIES = ("SimpleITK", "monai", "nibabel", "nilearn", "numpy", "safetensors", "scipy", "torch")
 #: Options that decide where, when or on which scans a command works, never what comes out for one scan.
 UNRECORDED_OPTIONS = {
     **dict.fromkeys(("--shard", "--json"), 1),

@@ -143,6 +143,7 @@ class Sampler:
         if scene.clean is None:
             raise PresetError(f"start {self.sampling.start}: needs a scan")
         clean, path = scene.clean, self.path
+        draws = self.numbered(draws, 0)
         if self.sampling.start == "prior":
             return Started(start.prior(clean, draws))
         if self.sampling.start == "noised":
@@ -167,16 +168,23 @@ class Sampler:
         """From the start to a latent under a condition, (B, C, *sides); the mean over the preset's runs.
 
         Args:
-            draws: of the first run; the others number their samples on from there.
+            draws: of the samples; each of the preset's runs has its own, see `numbered`.
             scale: of guidance, instead of the preset's.
         """
         scale = self.sampling.guidance if scale is None else scale
         ends = []
         for run in range(self.sampling.runs):
-            own = replace(draws, samples=tuple(self.sampling.runs * one + run for one in draws.samples))
-            top = begun if run == 0 or self.sampling.start == "inverted" else self.up(scene, told, own)
+            own, top = self.numbered(draws, run), begun
+            if run and self.sampling.start == "prior":
+                top = Started(start.prior(begun.x, own))
+            elif run and scene.clean is not None and self.sampling.start == "noised":
+                top = Started(start.noised(self.path, scene.clean, self.times[0], own))
             ends.append(self._finish(top, scene, told, own, scale, record))
         return ends[0] if len(ends) == 1 else torch.stack(ends).mean(0)
+
+    def numbered(self, draws: noise.Draws, run: int) -> noise.Draws:
+        """The draws of one of the preset's runs of every sample."""
+        return replace(draws, samples=tuple(self.sampling.runs * one + run for one in draws.samples))
 
     def denoise(self, scene: Scene, told: Inputs, scale: float) -> Denoise:
         """The network with what it is told, guided and clipped as preset and facts say."""

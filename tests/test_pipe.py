@@ -27,6 +27,7 @@ from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.prepare import GRID_2MM
 from cftools.prepare import resample as to_grid
+from cftools.preset import presets_folder
 from cftools.register import template
 from cftools.train.recipes import grid_facts
 from cftools.train.twin import AGED
@@ -214,6 +215,48 @@ def test_new_scans_keep_their_noise_whatever_the_condition(capsys: pytest.Captur
     capsys.readouterr()
     assert synth(["--age", "+20", "relative"]) == 2 and synth(["--age", "80", "new"]) != 0
     assert "relative" in capsys.readouterr().err and not Path("relative").exists()
+
+
+def test_a_latent_keeps_the_preset_with_its_flags(place: Path) -> None:
+    """A preset of one's own goes through the pipe; the sidecar says what was used."""
+    mine = Path("mine.toml")
+    shipped = (presets_folder() / "ldm.toml").read_text()
+    mine.write_text(shipped.replace('name = "ldm"', 'name = "mine"').replace("guidance = 4.0", "guidance = 2.5"))
+    assert encode(["--preset", "mine.toml", "--from", "age=20,sex=F", "in.nii", "m.safetensors"]) == 0
+    mine.unlink()
+    assert invert([*FEW, "m.safetensors", "k.safetensors"]) == 0
+    assert resample(["--age", "+20", "k.safetensors", "d.safetensors"]) == 0
+    assert resample(["--age", "+20", "--guidance", "2.5", "n.safetensors", "same.safetensors"]) == 0
+    assert decode(["--onto", "in.nii", "d.safetensors", "one.nii"]) == 0
+    assert decode(["--onto", "in.nii", "same.safetensors", "two.nii"]) == 0
+    assert Path("one.nii").read_bytes() == Path("two.nii").read_bytes()
+    used = json.loads(Path("two.json").read_text())["cftools"]["preset"]["sampling"]
+    assert used["steps"] == 4 and used["guidance"] == 2.5
+
+
+def test_outputs_are_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    scan, latent = Path("in.nii").read_bytes(), Path("z.safetensors").read_bytes()
+    onto = ["--onto", "in.nii", "e.safetensors"]
+    for command, words, said in (
+        (encode, ["in.nii", "z.safetensors"], "exists"),
+        (encode, ["in.nii", "x.nii"], ".safetensors"),
+        (encode, ["in.nii", "none/x.safetensors"], "does not exist"),
+        (invert, ["--force", "z.safetensors", "z.safetensors"], "is an input"),
+        (resample, ["--age", "+20", "n.safetensors", "e.safetensors"], "exists"),
+        (decode, ["--force", "--onto", "in.nii", "d.safetensors", "in.nii"], "is an input"),
+        (decode, ["--carry", "warp", "e.safetensors", "x/"], "--onto"),
+    ):
+        if command is decode and "d.safetensors" in words:
+            assert resample(["--age", "+20", "n.safetensors", "d.safetensors"]) == 0
+            capsys.readouterr()
+        assert command(words) != 0
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and said in err, err
+    assert Path("in.nii").read_bytes() == scan and Path("z.safetensors").read_bytes() == latent
+    assert decode([*onto, "y/"]) == 0
+    kept = Path("y/in_desc-agePlus20.json").read_bytes()
+    assert decode([*onto, "y/"]) != 0
+    assert Path("y/in_desc-agePlus20.json").read_bytes() == kept, "a refusal takes nothing away"
 
 
 def test_weights_that_are_not_installed_are_said_to_be(

@@ -9,6 +9,7 @@ import typer
 
 from cftools.cli import latents, options, terminal
 from cftools.cli.app import Command
+from cftools.cli.jobs import IMAGE_ENDINGS, check_files, is_folder
 from cftools.errors import UsageError
 
 
@@ -45,20 +46,31 @@ def decode(
 
     given = latents.read(latent)
     given.check_kind("edited")
-    several = len(given.facts.targets) > 1
-    if several and (output == "-" or Path(output).suffix in (".nii", ".gz")):
-        raise UsageError(f"{output}: the latent holds {len(given.facts.targets)} edits: name a folder")
+    targets = given.facts.targets
+    if output == "-":
+        if len(targets) > 1:
+            raise UsageError(f"- is stdout, and the latent holds {len(targets)} edits: name a folder")
+        terminal.write_bytes(b"")  # refuses a terminal now rather than after the work
+        paths: list[Path | None] = [None]
+    elif is_folder(output, len(targets) > 1):
+        named = onto or Path("decoded.nii.gz")
+        paths = [Path(output) / described(named, target.entity or "factual") for target in targets]
+    else:
+        paths = [Path(output)]
+    there = [path for path in paths if path and (path.parent.is_dir() or path == Path(output))]  # a folder may be new
+    check_files(dict.fromkeys(there, IMAGE_ENDINGS), [latent, onto, region], force)
+    if onto is None and volume is not None:
+        raise UsageError("--volume says which one of --onto, and there is none")
     scan = Volume.load(onto, volume) if onto else None
     where = Volume.load(region) if region else None
-    for target, image in decode(given, lambda: options.choose_device(device), scan, carry, where):
-        if output == "-":
+    made = decode(given, lambda: options.choose_device(device), scan, carry, where)
+    for path, (target, image) in zip(paths, made, strict=True):
+        if path is None:
             terminal.write_bytes(image.to_bytes())
             continue
-        path = Path(output)
-        if path.suffix not in (".nii", ".gz"):
-            path.mkdir(parents=True, exist_ok=True)
-            path /= described(onto or Path("decoded.nii.gz"), target.entity or "factual")
-        save_described(image, provenance(given, target, latents.command(), carry), path, force)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = provenance(given, target, latents.command(), carry, onto is not None)
+        save_described(image, record, path, force)
         terminal.result(path)
 
 

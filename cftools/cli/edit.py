@@ -14,7 +14,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command, for_each
-from cftools.cli.jobs import Job, check_outputs, check_table, list_jobs
+from cftools.cli.jobs import IMAGE_ENDINGS, Job, check_files, check_outputs, list_jobs
 from cftools.errors import CftoolsWarning, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +113,6 @@ def edit(
         cf-edit --age +30 sub-01_T1w.nii.gz
         cf-edit --age 79 --from age=49,sex=F in.nii.gz out.nii.gz
         cf-edit --age -30,-10,+10,+30 in.nii.gz
-        cf-edit --diagnosis AD --from diagnosis=CN,age=70 sub-01_T1w.nii.gz
         cf-edit --age +30 -o out/ sub-*.nii.gz
         cf-edit --age +30 bids/ derivatives/ --participant-label 01,02
     """
@@ -127,8 +126,8 @@ def edit(
 
     assignments = [*(f"diagnosis={name}" for name in diagnosis or []), *(set_ or [])]
     sweep, told = parse_sweep(age or [], assignments), parse_condition(from_ or [])
-    chosen = {"carry": carry, "guidance": guidance}
-    method = plan(load_preset(preset), sweep, told, weights, steps, clip, region is not None, **chosen)
+    chosen: dict[str, Any] = {"steps": steps, "carry": carry, "guidance": guidance}
+    method = plan(load_preset(preset), sweep, told, weights, clip, region is not None, **chosen)
     labels = [label for text in participant_label or [] for label in text.split(",")]
     jobs = list_jobs(scans, output, labels, sweep, method.facts.contrasts[0])
     jobs = check_outputs(jobs, json, force, skip_existing, sure=output is not None or len(scans) == 1)
@@ -138,12 +137,14 @@ def edit(
         from cftools.volumes import TISSUES
         from cftools.weights import locate
 
-        check_table(volumes, force)
         locate(TISSUES)
-    if uncertainty is not None:
-        if sum(len(job.edits) for job in jobs) != 1:
-            raise UsageError("--uncertainty: takes one edit of one scan")
-        check_table(uncertainty, force)
+        if skip_existing:
+            raise UsageError("--volumes measures all edits, and --skip-existing makes only some: leave one out")
+    if uncertainty is not None and sum(len(job.edits) for job in jobs) != 1:
+        raise UsageError("--uncertainty: takes one edit of one scan")
+    extras = {path: endings for path, endings in ((volumes, (".tsv",)), (uncertainty, IMAGE_ENDINGS)) if path}
+    others = [path for job in jobs for path, _ in job.edits if path]
+    check_files(extras, [*(job.scan for job in jobs), region], force, [*others, *([Path(json)] if json else [])])
     chosen_device = lambda: options.choose_device(device)  # noqa: E731
     editor = Editor(method, chosen_device, seed, volumes is not None, uncertainty is not None)
     table: list[list[str]] = []
@@ -237,7 +238,8 @@ def _write_spread(path: Path, edited: Edited, force: bool) -> None:
     assert edited.spread is not None
     words, volume = edited.spread
     details = {**edited.provenance.details, "standard deviation over": words}
-    save_described(volume, replace(edited.provenance, details=details), path, force)
+    command = f"{edited.provenance.command} --uncertainty {path.name}"
+    save_described(volume, replace(edited.provenance, command=command, details=details), path, force)
     terminal.result(path)
 
 

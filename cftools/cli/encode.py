@@ -51,6 +51,7 @@ def encode(
     from cftools.provenance import source_name
     from cftools.volume import Volume
 
+    latents.check_output(output, scan, force)
     told = parse_condition(from_ or [])
     chosen = pipe_plan(load_preset(preset), weights, told, clip)
     known = Condition(dict.fromkeys(chosen.facts.variables))

@@ -31,12 +31,12 @@ def invert(
         cf-invert latent.safetensors noise.safetensors
         cf-encode in.nii.gz - | cf-invert - noise.safetensors
     """
-    from cftools.piping import model_of, pipe_plan
-    from cftools.preset import load_preset
+    from cftools.piping import model_of, plan_of
 
+    latents.check_output(output, latent, force)
     given = latents.read(latent)
     given.check_kind("encoded")
-    plan = pipe_plan(load_preset(given.facts.preset), weights, given.source, steps=steps, start_time=start_time)
+    plan = plan_of(given, weights, steps=steps, start_time=start_time)
     model = model_of(plan, lambda: options.choose_device(device))
     latents.write(model.invert(given, latents.command()), output, force)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +72,7 @@ def list_jobs(
         if several:
             raise UsageError("- is stdout: it takes one image; name a folder with -o DIR")
         return [Job(scan, ((None, sweep[0]),))]
-    if output is not None and not _is_folder(output, several):
+    if output is not None and not is_folder(output, several):
         if not Path(output).parent.is_dir():
             raise OutputError(f"{output}: the folder {Path(output).parent} does not exist: make it first")
         return [Job(scan, ((Path(output), sweep[0]),))]
@@ -109,7 +109,7 @@ def check_outputs(jobs: Sequence[Job], json: str | None, force: bool, skip_exist
                 sidecar = sidecar_path(path)
                 if {_identity(path), _identity(sidecar)} & inputs:
                     raise OutputError(f"{path}: it, or the JSON beside it, is an input: name another output")
-                place = sidecar.parent.resolve() / sidecar.name
+                place = _place(sidecar)
                 if place in makers:
                     raise UsageError(f"{path}: would come from {makers[place]} and {job}: use two folders")
                 makers[place] = job
@@ -132,12 +132,37 @@ def check_outputs(jobs: Sequence[Job], json: str | None, force: bool, skip_exist
     return left
 
 
-def check_table(path: Path, force: bool) -> None:
-    """Raise an OutputError if a table cannot be written there, or is there and must not be replaced."""
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist: make it first")
-    if path.is_dir() or (path.exists() and not force):
-        raise OutputError(f"{path}: exists already: --force replaces it")
+def check_files(
+    outputs: Mapping[Path, tuple[str, ...]],
+    inputs: Iterable[Path | str | None],
+    force: bool,
+    others: Iterable[Path] = (),
+) -> None:
+    """Raise an OutputError or a UsageError unless every output can be written and harms no input.
+
+    Args:
+        outputs: with the endings that each may have.
+        inputs: files that are read; - and None are none.
+        others: images and tables that are written too, checked elsewhere.
+    """
+    from cftools.provenance import sidecar_path
+
+    named = [Path(one) for one in inputs if one is not None and str(one) != "-"]
+    read = {_identity(path) for one in named for path in (one, sidecar_path(one))} - {None}
+    seen = {_place(one) for path in others for one in (path, sidecar_path(path))}
+    for path, endings in outputs.items():
+        if str(path) == "-" or not str(path).endswith(endings):
+            raise OutputError(f"{path}: such a file ends in {' or '.join(endings)}: name it so")
+        sidecar = sidecar_path(path) if endings == IMAGE_ENDINGS else path
+        places = {_place(one) for one in (path, sidecar)}
+        if places & seen:
+            raise UsageError(f"{path}: is named for two outputs: use two files")
+        seen |= places
+        if {_identity(path), _identity(sidecar)} & read:
+            raise OutputError(f"{path}: it, or the JSON beside it, is an input: name another output")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the folder {path.parent} does not exist: make it first")
+        _check_output(path, sidecar, force, sure=True)
 
 
 def _is_dataset(word: str) -> bool:
@@ -157,7 +182,7 @@ def _jobs_of_dataset(
     dataset = Path(words[0])
     if len(words) > 1:
         raise UsageError("a BIDS folder goes alone: edit folders one by one, and scans without them")
-    if output is None or not _is_folder(output, several=True):
+    if output is None or not is_folder(output, several=True):
         raise UsageError(f"{dataset}: is a folder: name a folder for the derivatives too")
     root = Path(output)
     if root.resolve() == dataset.resolve():
@@ -175,7 +200,7 @@ def _job(scan: Path, folder: Path, sweep: Sequence[Changes]) -> Job:
     return Job(scan, tuple((folder / described(scan, entity(changes)), changes) for changes in sweep))
 
 
-def _is_folder(output: str, several: bool) -> bool:
+def is_folder(output: str, several: bool) -> bool:
     """Whether an output is a folder; else it is one image."""
     if output.endswith("/") or Path(output).is_dir():
         return True
@@ -204,6 +229,11 @@ def _check_output(path: Path, sidecar: Path, force: bool, sure: bool) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: {above} is no folder that can be written to: name another one")
+
+
+def _place(path: Path) -> Path:
+    """The same for two ways to write one name, whether or not there is a file."""
+    return path.parent.resolve() / path.name
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,22 @@ def read(name: str) -> Latent:
     return Latent.from_bytes(terminal.read_bytes()) if name == "-" else Latent.load(name)
 
 
+def check_output(output: str, given: str, force: bool) -> None:
+    """Refuse before any work an output that cannot be written.
+
+    Args:
+        given: what is read, or - for stdin.
+    Raises:
+        OutputError, UsageError: as `jobs.check_files`; a terminal.
+    """
+    from cftools.cli.jobs import check_files
+
+    if output == "-":
+        terminal.write_bytes(b"")
+    else:
+        check_files({Path(output): (".safetensors",)}, [given], force)
+
+
 def write(latent: Latent, output: str, force: bool) -> None:
     """Write a latent to a file, or to stdout.
 
@@ -45,4 +62,4 @@ def command() -> str:
     """The command that runs, for the record: without the folders of this machine."""
     from cftools.provenance import command_line
 
-    return command_line(sys.argv)
+    return command_line([Path(word).name if "/" in word else word for word in sys.argv])

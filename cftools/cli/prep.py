@@ -9,7 +9,7 @@ import typer
 
 from cftools.cli import latents, options, terminal
 from cftools.cli.app import Command
-from cftools.errors import OutputError
+from cftools.cli.jobs import IMAGE_ENDINGS, check_files
 
 
 def prep(
@@ -41,15 +41,11 @@ def prep(
 
     from cftools.editing import save_described
     from cftools.prepare import GRID_2MM, itk_transform, prepare
-    from cftools.provenance import Provenance, sidecar_path, source_name
+    from cftools.provenance import Provenance, source_name
     from cftools.volume import Volume, write_atomic
 
-    wanted = [Path(output)] if output != "-" else []
-    for path in (*wanted, *(sidecar_path(one) for one in wanted), transform, mask):
-        if path is not None and path.exists() and not force:
-            raise OutputError(f"{path}: exists already: --force replaces it")
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(f"{path}: the folder {path.parent} does not exist: make it first")
+    outputs = {path: IMAGE_ENDINGS for path in (Path(output) if output != "-" else None, mask) if path}
+    check_files(outputs | ({transform: (".txt",)} if transform else {}), [scan], force)
     if output == "-":
         terminal.write_bytes(b"")  # refuses a terminal now rather than after the work
     image = Volume.from_bytes(terminal.read_bytes(), index=volume) if scan == "-" else Volume.load(Path(scan), volume)

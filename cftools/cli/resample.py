@@ -39,16 +39,15 @@ def resample(
         cf-resample --age +30 noise.safetensors edits.safetensors
         cf-invert latent.safetensors - | cf-resample --age -10,+30 - edits.safetensors
     """
-    from dataclasses import replace
 
     from cftools.piping import model_of, plan_of, targets_of
     from cftools.planning import parse_sweep
 
+    latents.check_output(output, latent, force)
     sweep = parse_sweep(age or [], set_ or [])
     given = latents.read(latent)
     given.check_kind("state")
-    plan = plan_of(given, weights, clip)
-    plan = replace(plan, preset=plan.preset.override(guidance=guidance))
+    plan = plan_of(given, weights, clip, guidance=guidance)
     targets = targets_of(plan, given, sweep)
     model = model_of(plan, lambda: options.choose_device(device))
     latents.write(model.resample(given, targets, command=latents.command()), output, force)

@@ -55,28 +55,29 @@ def synth(
 
     assignments = [f"sex={','.join(sex)}"] if sex else []
     sweep = parse_sweep(age or [], [*assignments, *(set_ or [])]) if age or sex or set_ else [()]
-    plan = pipe_plan(load_preset(preset), weights, Condition(), clip, steps=steps, guidance=guidance)
+    plan = pipe_plan(load_preset(preset), weights, Condition(), clip, "synth", steps=steps, guidance=guidance)
     cohort = people(plan, sweep, count)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise OutputError(f"{out}: exists and is not empty; name another folder or use --force")
-    names = ["participant_id", "sample", *plan.facts.variables]
-    rows = [names]
+    rows = [["participant_id", "sample", *plan.facts.variables]]
+    for person in cohort:
+        words = [cell(person.target.condition.get(name)) for name in plan.facts.variables]
+        rows.append([person.name, str(person.sample), *words])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made ({error.strerror}): name another folder") from None
+    table = "".join("\t".join(row) + "\n" for row in rows)
+    write_atomic(out / "participants.tsv", table.encode(), force=True)
+    dataset_description(out, "Synthetic brains")
     with terminal.progress("sampling") as report:
         made = synthesise(plan, lambda: options.choose_device(device), cohort, seed, latents.command())
         for done, (person, volume, provenance) in enumerate(made, start=1):
             path = out / person.name / "anat" / f"{person.name}_T1w.nii.gz"
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{path.parent}: cannot be made ({error.strerror})") from None
-            dataset_description(out, "Synthetic brains")
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_described(volume, provenance, path, force)
-            words = [cell(person.target.condition.get(name)) for name in plan.facts.variables]
-            rows.append([person.name, str(person.sample), *words])
             terminal.result(path)
             report(done, len(cohort), note=person.name)
-    table = "".join("\t".join(row) + "\n" for row in rows)
-    write_atomic(out / "participants.tsv", table.encode(), force=True)
 
 
 main = Command("cf-synth", synth)

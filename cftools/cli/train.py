@@ -22,7 +22,7 @@ def train(
     ],
     condition: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="What it learns to change, to read or to be told; by default all it can."),
+        typer.Option(metavar="NAME", help="What it learns to change, to read or to be told: age, sex, diagnosis."),
     ] = None,
     data: Annotated[
         list[Path] | None,

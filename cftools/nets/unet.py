@@ -47,8 +47,8 @@ class UNetArchitecture:
             raise ValueError(f"attention {list(self.attention)}: one for each of channels {list(self.channels)}")
         if any(width % self.heads for width, attends in zip(self.channels, self.attention, strict=True) if attends):
             raise ValueError(f"heads {self.heads}: must divide the width of each level that attends")
-        if self.variables and not any(self.attention):
-            raise ValueError("attention: no level attends, so none is told the condition")
+        if not self.attention[-1]:
+            raise ValueError("attention: the last level attends always, as MONAI's middle block does: say true there")
         if self.atlas < 0 or (self.atlas > 0) != (len(self.sides) == self.dimensions):
             raise ValueError(f"atlas {self.atlas}, sides {list(self.sides)}: an atlas needs the latent's sides")
 

@@ -92,8 +92,9 @@ class AutoencoderObjective:
         kept = network.kept.eval()
         facts = SpaceFacts("vae", self.sides, self.architecture.latent_channels, self.architecture.factor, self.divisor)
         bare = VaeSpace(facts, kept)
+        device = next(kept.parameters()).device
         with torch.inference_mode():
-            spread = [bare.encode(self.images(number)[None])[0].std() for number in range(SPREAD_FROM)]
+            spread = [bare.encode(self.images(number)[None].to(device))[0].std() for number in range(SPREAD_FROM)]
         return Product(kept, space=replace(facts, scale=round(1 / float(torch.stack(spread).mean()), 4)))
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:

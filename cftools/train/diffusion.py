@@ -73,7 +73,8 @@ class DiffusionObjective:
     left between them is the condition's doing.
 
     Attributes:
-        dropout: share of items whose condition is withheld, whole, so that the null is learned.
+        dropout: share of items whose condition is withheld whole, so that the null is learned; and, for each variable,
+            share of items of which that is.
         space, space_sha256: of the latents, and of the weights that made them.
     """
 
@@ -99,6 +100,7 @@ class DiffusionObjective:
             "architecture": asdict(self.architecture),
             "path": repr(self.path),
             "prediction": self.prediction,
+            "space": self.space_sha256,
             "dropout": self.dropout,
             "seed": self.seed,
             "data": self.data,
@@ -120,8 +122,9 @@ class DiffusionObjective:
         times = times.repeat_interleave(ages)
         pairs = [self.path.at(float(t)) for t in times]
         told = torch.tensor([self.path.network_time(float(t)) for t in times], device=clean.device)
-        withheld = torch.rand(count, device=clean.device) < self.dropout
-        context = torch.where(withheld[:, None], torch.nan, context)
+        # All of it, which guidance goes on from; and of the others each on its own, as it is not known of every scan.
+        withheld = torch.rand(count, 1 + context.shape[1], device=clean.device) < self.dropout
+        context = torch.where(withheld[:, :1] | withheld[:, 1:], torch.nan, context)
         eps = torch.randn_like(item["latent"][:, 0]).repeat_interleave(ages, dim=0)
         said = network(noised(self.path, clean, eps, times), told, context)
         wanted = torch.stack(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,6 +78,7 @@ class Kind:
         architecture: of the recipe, for the conditions named.
         objective: of that architecture.
         context: variables its network is told whatever it learns.
+        usual: the conditions that it learns unless it is told; None for all.
     """
 
     conditions: tuple[str, ...]
@@ -86,6 +89,7 @@ class Kind:
     architecture: Callable[[Recipe, Sequence[str]], Any]
     objective: Callable[[Job, Any], Objective]
     context: tuple[str, ...] = ()
+    usual: tuple[str, ...] | None = None
 
 
 def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchitecture:
@@ -158,6 +162,8 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     space = weights.facts_of(str(recipe.data.get("space", ""))).space
     if space is None:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
+    if len(recipe.network.arguments.get("channels", ())) > 1 + math.log2(space.divisor):
+        raise PresetError(f"network.channels: this space's latents can be halved {math.log2(space.divisor):.0f} times")
     table = {**OBJECTIVES["diffusion"].data, **recipe.data}
     if table["latents"] % table["together"] or table["together"] > table["ages"]:
         raise PresetError("data.latents must be a multiple of data.together, which is at most data.ages")
@@ -179,7 +185,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
     encoder = Encoder.of(str(job.data["space"]))
     scans = Scans(job.family, job.seed, ages=int(job.data["ages"]))
     latents = Latents(
-        lambda number: encoder.latents(scans, number, {name: VARIABLES[name] for name in job.conditions}),
+        partial(encoder.latents, scans, variables={name: VARIABLES[name] for name in job.conditions}),
         job.seed,
         job.cohort,
         int(job.data["latents"]),
@@ -212,6 +218,7 @@ OBJECTIVES = {
         _twin_architecture,
         _twin_objective,
         TOLD,
+        ("age",),
     ),
     "reader": Kind(("age",), True, {}, _SUBJECTS, False, _reader_architecture, _reader_objective),
     "segmenter": Kind(
@@ -221,7 +228,7 @@ OBJECTIVES = {
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
-        {**_SUBJECTS, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
+        {**_SUBJECTS, "cohort": 400, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
         True,
         _autoencoder_architecture,
         _autoencoder_objective,
@@ -232,6 +239,7 @@ OBJECTIVES = {
         {},
         {
             **_SUBJECTS,
+            "cohort": 400,
             "space": "",
             "ages": 3,
             "latents": 8,

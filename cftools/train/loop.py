@@ -39,7 +39,7 @@ class Objective(Protocol):
     """What is trained, on what, and how its error is measured; all randomness is keyed by the step."""
 
     def network(self) -> nn.Module:
-        """A freshly initialised network; the same for the same seed."""
+        """A freshly initialised network; the same for the same seed. If it has a part `kept`, weights are of that."""
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         """Item i is what step i trains on."""
@@ -116,8 +116,8 @@ def train(
     average = objective.network().to(device).requires_grad_(False)
     if initial is not None:
         try:
-            network.load_state_dict(initial)
-            average.load_state_dict(initial)
+            for one in (network, average):
+                getattr(one, "kept", one).load_state_dict(initial)
         except RuntimeError as error:
             raise UsageError(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"

@@ -62,7 +62,9 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
 def usual(recipe: Recipe) -> tuple[str, ...]:
     """The conditions that a recipe's objective learns unless it is told."""
     kind = OBJECTIVES.get(recipe.objective)
-    return kind.conditions if kind else ()
+    if kind is None:
+        return ()
+    return kind.conditions if kind.usual is None else kind.usual
 
 
 def takes_real(recipe: Recipe) -> bool:
