@@ -11,7 +11,7 @@ help:
 	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
 	@echo "make test     check style and types, run the tests"
 	@echo "make docs     the site, into site/"
-	@echo "make weights  train the bundled weights anew, into runs/ (three to four hours; CFTOOLS_DATA names the real scans)"
+	@echo "make weights  train the bundled weights anew, into runs/ (five hours; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 
 install: $(INSTALLED)
@@ -66,6 +66,7 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --init runs/twin-age-2mm-first/weights.safetensors --seed 1 \
 		--set training.steps=1400 --set training.learning_rate=7e-4 --set data.cohort=450 --out runs/twin-age-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
+	$(BIN)/cf-train --preset tissues $(ANATOMY) --dtype float32 --out runs/tissues-2mm
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
 	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
 		--out runs/age-ldm-2mm
