@@ -73,8 +73,8 @@ class DiffusionObjective:
     left between them is the condition's doing.
 
     Attributes:
-        dropout: share of items whose condition is withheld whole, so that the null is learned; and, for each variable,
-            share of items of which that is.
+        dropout: share of items whose condition is withheld whole, so that the null is learned; and the share of which
+            each of several variables is.
         space, space_sha256: of the latents, and of the weights that made them.
     """
 
@@ -122,9 +122,11 @@ class DiffusionObjective:
         times = times.repeat_interleave(ages)
         pairs = [self.path.at(float(t)) for t in times]
         told = torch.tensor([self.path.network_time(float(t)) for t in times], device=clean.device)
-        # All of it, which guidance goes on from; and of the others each on its own, as it is not known of every scan.
-        withheld = torch.rand(count, 1 + context.shape[1], device=clean.device) < self.dropout
-        context = torch.where(withheld[:, :1] | withheld[:, 1:], torch.nan, context)
+        # All of it, which guidance goes on from; and of several each on its own, as not all is known of every scan.
+        withheld = (torch.rand(count, device=clean.device) < self.dropout)[:, None]
+        if context.shape[1] > 1:
+            withheld = withheld | (torch.rand(context.shape, device=clean.device) < self.dropout)
+        context = torch.where(withheld, torch.nan, context)
         eps = torch.randn_like(item["latent"][:, 0]).repeat_interleave(ages, dim=0)
         said = network(noised(self.path, clean, eps, times), told, context)
         wanted = torch.stack(
