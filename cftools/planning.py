@@ -87,7 +87,7 @@ def plan(
         raise PresetError(f"preset {preset.name}: {lack}; try --preset {'twin' if task == 'edit' else 'ldm'}")
     ability = METHODS[preset.method]
     changed = {change.name for changes in sweep for change in changes}
-    names = [weights] if weights else _bundled(preset)
+    names = [weights] if weights else bundled(preset)
     known = [(name, facts_of(name)) for name in names]
     able = [(name, facts) for name, facts in known if changed <= set(changeable(facts))]
     name, facts = (able or known)[0]
@@ -110,8 +110,8 @@ def plan(
     return Plan(preset, name, facts, clip)
 
 
-def _bundled(preset: Preset) -> list[str]:
-    """Those of the preset's main weights that are installed.
+def bundled(preset: Preset) -> list[str]:
+    """Those of a preset's main weights that are installed.
 
     Raises:
         WeightsError: none of them is, or none that play another role.

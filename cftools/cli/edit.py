@@ -134,10 +134,9 @@ def edit(
     if device not in ("auto", "cpu"):
         options.choose_device(device)
     if volumes is not None:
-        from cftools.volumes import TISSUES
-        from cftools.weights import locate
+        from cftools.planning import bundled
 
-        locate(TISSUES)
+        bundled(load_preset("tissues"))
         if skip_existing:
             raise UsageError("--volumes measures all edits, and --skip-existing makes only some: leave one out")
     if uncertainty is not None and sum(len(job.edits) for job in jobs) != 1:
