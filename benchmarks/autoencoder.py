@@ -1,4 +1,5 @@
-"""How much an autoencoder keeps: PSNR of its reconstructions, brain scaled to 0..1, beside plain resampling to 4 mm.
+"""How much an autoencoder keeps: PSNR of its reconstructions, brain scaled to 0..1, beside plain resampling to 4 mm and
+what its recipe starts from. The trained one is measured where its weights are installed.
 
     python benchmarks/autoencoder.py $CFTOOLS_DATA --json docs/results/autoencoder.json
 
@@ -20,13 +21,17 @@ from age_model import UNSEEN
 from torch import Tensor
 
 from cftools.diffuse import load_space
+from cftools.nets.autoencoder import Autoencoder
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.contrast import CONTRASTS
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
+from cftools.preset import load_preset
 from cftools.score.image import psnr
 from cftools.train.images import Scans
+from cftools.train.recipes import check
 from cftools.volume import Volume
+from cftools.weights import installed
 
 
 def real(folder: Path, labels: list[str] | None = None) -> list[Tensor]:
@@ -47,11 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--weights", default="ae-2mm")
-    parser.add_argument("-n", type=int, default=10, help="simulated subjects a contrast")
+    parser.add_argument("-n", type=int, default=6, help="simulated subjects a contrast")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    space, _ = load_space(options.weights)
+    architecture = check(load_preset("ae").recipe_for("bundled"), ())
+    untrained = Autoencoder(architecture).eval()
     family = Family([template_anatomy()], load_law("normative"))
     sets = {
         f"fresh twins, {contrast}": [
@@ -66,10 +72,15 @@ def main() -> None:
         small = functional.interpolate(x, scale_factor=0.5, mode="trilinear")
         return functional.interpolate(small, size=x.shape[2:], mode="trilinear")
 
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        options.weights: lambda x: space.decode(space.encode(x)[0]),
-        "trilinear, 4 mm": coarse,
-    }
+    def begun(x: Tensor) -> Tensor:
+        sides = x.shape[2:]
+        padded = functional.pad(x, [n for side in reversed(sides) for n in (0, -side % architecture.factor)])
+        return untrained.decode(untrained.encode(padded)[0])[..., : sides[0], : sides[1], : sides[2]]
+
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"before training": begun, "trilinear, 4 mm": coarse}
+    if installed(options.weights):
+        space, _ = load_space(options.weights)
+        ways = {options.weights: lambda x: space.decode(space.encode(x)[0])} | ways
     facts = {}
     for name, images in sets.items():
         for way, make in ways.items():

@@ -18,7 +18,7 @@ from cftools.errors import CftoolsWarning, ConditionError, OutputError, WeightsE
 from cftools.planning import METHODS, Changes, Plan
 from cftools.preset import Preset
 from cftools.provenance import Provenance, command_line, sidecar_path, source_name, write_sidecar
-from cftools.weights import Checkpoint, Facts, load, locate
+from cftools.weights import Checkpoint, Facts, installed, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -275,22 +275,15 @@ def _check_contrast(volume: Volume, facts: Facts) -> None:
 
 def readable(name: str) -> bool:
     """Whether a model can read this variable off a scan."""
-    try:
-        _find_reader(name)
-    except ConditionError:
-        return False
-    return True
+    return name in READERS and installed(READERS[name])
 
 
 def _find_reader(name: str) -> None:
     """Raise a ConditionError if nothing can read this variable off a scan."""
-    hint = f"the scan's own {name} is unknown: give it with --from {name}=..."
-    if name not in READERS:
-        raise ConditionError(hint)
-    try:
-        locate(READERS[name])
-    except WeightsError:
-        raise ConditionError(f"{hint} (there is no {READERS[name]} to read it off the scan)") from None
+    if not readable(name):
+        hint = f"the scan's own {name} is unknown: give it with --from {name}=..."
+        lack = f" (there is no {READERS[name]} to read it off the scan)" if name in READERS else ""
+        raise ConditionError(hint + lack)
 
 
 def _grid(facts: Facts) -> Grid:

@@ -13,7 +13,7 @@ from typing import Any
 from cftools.condition import Change, Condition, check, parse_values
 from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError, WeightsError
 from cftools.preset import Preset, Task
-from cftools.weights import Facts, facts_of, locate
+from cftools.weights import Facts, facts_of, installed, locate
 
 
 @dataclass(frozen=True)
@@ -117,22 +117,13 @@ def bundled(preset: Preset) -> list[str]:
         WeightsError: none of them is, or none that play another role.
     """
     for role in (preset.main_role, *preset.weights):
-        if not any(map(_installed, preset.weights[role])):
+        if not any(map(installed, preset.weights[role])):
             names = " and ".join(preset.weights[role])
             raise WeightsError(
                 f"preset {preset.name}: its weights {names} are not installed: cf-train makes them, and "
                 "cf-weights add puts them where this command finds them"
             )
-    return [name for name in preset.weights[preset.main_role] if _installed(name)]
-
-
-def _installed(name: str) -> bool:
-    """Whether weights are bundled under this name, or are a file."""
-    try:
-        locate(name)
-    except WeightsError:
-        return False
-    return True
+    return [name for name in preset.weights[preset.main_role] if installed(name)]
 
 
 def check_region(preset: Preset, region: bool) -> None:

@@ -175,6 +175,15 @@ def locate(name_or_path: str | Path, folder: Path | None = None) -> tuple[Path, 
     return path, None
 
 
+def installed(name_or_path: str | Path) -> bool:
+    """Whether weights are bundled under this name, or are a file."""
+    try:
+        locate(name_or_path)
+    except WeightsError:
+        return False
+    return True
+
+
 def load(name_or_path: str | Path, expect: str | None = None, folder: Path | None = None) -> Checkpoint:
     """Weights by bundled name, checked against the index, or by the path of one's own file.
 

@@ -54,9 +54,7 @@ def edit(
             "age model guesses, where it is installed (age-2mm).",
         ),
     ] = None,
-    clip: Annotated[
-        bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")
-    ] = False,
+    clip: options.Clip = False,
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Method.")] = "twin",
     weights: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="Weights instead of the preset's own choice.")
@@ -144,8 +142,8 @@ def edit(
     extras = {path: endings for path, endings in ((volumes, (".tsv",)), (uncertainty, IMAGE_ENDINGS)) if path}
     others = [path for job in jobs for path, _ in job.edits if path]
     check_files(extras, [*(job.scan for job in jobs), region], force, [*others, *([Path(json)] if json else [])])
-    chosen_device = lambda: options.choose_device(device)  # noqa: E731
-    editor = Editor(method, chosen_device, seed, volumes is not None, uncertainty is not None)
+    wanted = (volumes is not None, uncertainty is not None)
+    editor = Editor(method, lambda: options.choose_device(device), seed, *wanted)
     table: list[list[str]] = []
     facts: list[dict[str, Any]] = []
     total = sum(len(job.edits) for job in jobs)

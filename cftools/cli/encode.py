@@ -23,9 +23,7 @@ def encode(
             "model guesses, where it is installed.",
         ),
     ] = None,
-    clip: Annotated[
-        bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")
-    ] = False,
+    clip: options.Clip = False,
     weights: latents.Weights = None,
     volume: options.VolumeIndex = None,
     force: options.Force = False,

@@ -36,6 +36,7 @@ Region = Annotated[
     Path | None,
     typer.Option(metavar="MASK", help="With --carry region: where alone the edit shows, a mask on the scan's grid."),
 ]
+Clip = Annotated[bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")]
 Guidance = Annotated[
     float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
 ]

@@ -21,9 +21,7 @@ def resample(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="The same for any variable that the weights know."),
     ] = None,
-    clip: Annotated[
-        bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")
-    ] = False,
+    clip: options.Clip = False,
     guidance: options.Guidance = None,
     weights: latents.Weights = None,
     force: options.Force = False,

@@ -23,9 +23,7 @@ def synth(
         typer.Option("--set", metavar="NAME=VALUE", help="The same for any variable that the weights know."),
     ] = None,
     count: Annotated[int, typer.Option("-n", metavar="N", min=1, help="Samples under each condition.")] = 1,
-    clip: Annotated[
-        bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")
-    ] = False,
+    clip: options.Clip = False,
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Method.")] = "ldm",
     weights: latents.Weights = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Network evaluations.")] = None,
