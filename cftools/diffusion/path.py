@@ -135,13 +135,17 @@ def make_path(name: str, **settings: float) -> Path:
         raise PathError(f"path {name} has no {unknown}" if name in PATHS else f"{name!r} is no noise path")
     if name == "rectified-flow":
         return RectifiedFlow(**settings)
-    return VariancePreserving(name, **settings)  # type: ignore[arg-type]  # checked: it is one of PATHS
+    whole: dict[str, int] = {}
+    if "times" in settings:
+        whole = {"times": int(settings.pop("times"))}  # among floats in a record
+    return VariancePreserving(name, **whole, **settings)  # type: ignore[arg-type]  # checked: it is one of PATHS
 
 
 def describe(path: Path) -> tuple[str, dict[str, float]]:
     """The name and the settings that `make_path` makes it of again."""
     settings = asdict(path)  # type: ignore[call-overload]  # every path is a dataclass
-    return settings.pop("schedule", "rectified-flow"), settings
+    name = settings.pop("schedule", "rectified-flow")
+    return name, {key: float(value) for key, value in settings.items()}
 
 
 def log_snr(path: Path, t: float) -> float:

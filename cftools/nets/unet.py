@@ -24,6 +24,7 @@ class UNetArchitecture:
             latents of any size. sides: of the latent, for the atlas.
         blocks: residual blocks a level; heads: channels of an attention head; groups: of the group norm.
         dimensions: 2 or 3.
+        timed: what is told goes beside the time into every block too, not by attention alone.
     """
 
     inputs: int
@@ -37,6 +38,7 @@ class UNetArchitecture:
     heads: int = 32
     groups: int = 8
     dimensions: int = 3
+    timed: bool = False
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.outputs, self.blocks) < 1:
@@ -100,6 +102,7 @@ class UNet(nn.Module):
         self.atlas = (
             nn.Parameter(torch.zeros(1, architecture.atlas, *architecture.sides)) if architecture.atlas else None
         )
+        timed = told and architecture.timed
         self.body = DiffusionModelUNet(
             spatial_dims=architecture.dimensions,
             in_channels=architecture.inputs + architecture.atlas,
@@ -111,7 +114,10 @@ class UNet(nn.Module):
             num_head_channels=[architecture.heads if attends else 0 for attends in architecture.attention],
             with_conditioning=told,
             cross_attention_dim=width if told else None,
+            num_class_embeds=1 if timed else None,
         )
+        if timed:  # what MONAI adds to its embedding of the time; a class there, here all that is told
+            self.body.class_embedding = nn.Linear(width, width)  # type: ignore[assignment]
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
         """What is predicted of x_t.
@@ -126,5 +132,6 @@ class UNet(nn.Module):
         tokens = self.tokens(context) if self.tokens is not None else None
         if self.atlas is not None:
             x = torch.cat([x, self.atlas.expand(len(x), *self.atlas.shape[1:]).to(x.dtype)], dim=1)
-        said: Tensor = self.body(x, timesteps=time, context=tokens)
+        summed = tokens.sum(1) if tokens is not None and self.architecture.timed else None
+        said: Tensor = self.body(x, timesteps=time, context=tokens, class_labels=summed)
         return said

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -55,7 +54,8 @@ class Latents(Dataset[dict[str, Tensor]]):
             some = random.permutation(len(subject["mean"]))[: self.ages]
             rows.append({name: values[torch.from_numpy(some)].float() for name, values in subject.items()})
         item = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        draws = torch.from_numpy(random.standard_normal(tuple(item["mean"].shape), dtype=np.float32))
+        shape = (self.subjects, 1, *item["mean"].shape[2:])  # one draw for all ages: they differ by age alone
+        draws = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
         return {"latent": item["mean"] + item["std"] * draws, "context": item["context"]}
 
     def _subject(self, number: int) -> dict[str, Tensor]:
@@ -70,9 +70,10 @@ class DiffusionObjective:
     """Mean squared error of the prediction: Ho et al. 2020, eq. 14, for eps; its like for x0, v and flow.
 
     A subject's ages share time and noise: what cannot be told of the subject is the same for all of them, and what is
-    left between them is the condition's doing.
+    left between them is the condition's doing. That part is small, and `twin` weighs the error in it once more.
 
     Attributes:
+        twin: weight of the mean squared error in how a subject's ages differ from their mean.
         dropout: share of items whose condition is withheld whole, so that the null is learned; and the share of which
             each of several variables is.
         space, space_sha256: of the latents, and of the weights that made them.
@@ -87,6 +88,7 @@ class DiffusionObjective:
     data: dict[str, Any]
     space: SpaceFacts
     space_sha256: str = ""
+    twin: float = 0.0
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -104,6 +106,7 @@ class DiffusionObjective:
             "dropout": self.dropout,
             "seed": self.seed,
             "data": self.data,
+            "twin": self.twin,
         }
 
     def product(self, network: nn.Module) -> Product:
@@ -114,7 +117,6 @@ class DiffusionObjective:
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         subjects, ages = item["latent"].shape[:2]
         clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
-        count = len(clean)
         # One time in each of S equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
         times = (torch.arange(subjects) + torch.rand(subjects)) / subjects
         if self.path.times:
@@ -123,10 +125,10 @@ class DiffusionObjective:
         pairs = [self.path.at(float(t)) for t in times]
         told = torch.tensor([self.path.network_time(float(t)) for t in times], device=clean.device)
         # All of it, which guidance goes on from; and of several each on its own, as not all is known of every scan.
-        withheld = (torch.rand(count, device=clean.device) < self.dropout)[:, None]
-        if context.shape[1] > 1:
-            withheld = withheld | (torch.rand(context.shape, device=clean.device) < self.dropout)
-        context = torch.where(withheld, torch.nan, context)
+        withheld = (torch.rand(subjects, device=clean.device) < self.dropout)[:, None]
+        if (variables := context.shape[1]) > 1:
+            withheld = withheld | (torch.rand((subjects, variables), device=clean.device) < self.dropout)
+        context = torch.where(withheld.repeat_interleave(ages, dim=0), torch.nan, context)
         eps = torch.randn_like(item["latent"][:, 0]).repeat_interleave(ages, dim=0)
         said = network(noised(self.path, clean, eps, times), told, context)
         wanted = torch.stack(
@@ -135,4 +137,10 @@ class DiffusionObjective:
                 for x0, noise, (alpha, sigma) in zip(clean, eps, pairs, strict=True)
             ]
         )
-        return {"loss": functional.mse_loss(said.float(), wanted)}
+        error = (said.float() - wanted).unflatten(0, (subjects, ages))
+        loss = error.square().mean()
+        if not self.twin:
+            return {"loss": loss}
+        told_all = (~withheld.any(1)).float().view(-1, *[1] * (error.ndim - 1))
+        apart = ((error - error.mean(1, keepdim=True)).square() * told_all).mean()
+        return {"loss": loss + self.twin * apart, "all": loss, "apart": apart}

@@ -202,6 +202,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         job.record,
         encoder.facts,
         encoder.sha256,
+        job.losses["twin"],
     )
 
 
@@ -236,7 +237,7 @@ OBJECTIVES = {
     "diffusion": Kind(
         TOLD,
         False,
-        {},
+        {"twin": 0.0},
         {
             **_SUBJECTS,
             "cohort": 400,
