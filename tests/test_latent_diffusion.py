@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
+from cftools.schema import plain, read
 from cftools.space import VaeSpace
 from cftools.train.autoencoder import AutoencoderObjective, Patches
 from cftools.train.diffusion import DiffusionObjective, Latents
@@ -114,7 +116,8 @@ def test_a_denoiser_learns_what_its_condition_says(prediction: Any, tmp_path: Pa
     assert torch.isfinite(guess(0.9, torch.full((2, 1), torch.nan))).all()
     product = made.product(network)
     assert product.diffusion is not None and product.diffusion.prediction == prediction
-    assert make_path(product.diffusion.path, **product.diffusion.settings) == path
+    recorded = read(DiffusionFacts, json.loads(json.dumps(plain(product.diffusion))), "facts", LatentError)
+    assert make_path(recorded.path, **recorded.settings) == path, "also once it stood in a file"
 
 
 def test_latents_meet_everyone_and_are_drawn_anew() -> None:
@@ -153,6 +156,46 @@ def test_ages_of_a_subject_share_time_and_noise() -> None:
     x, time = seen[0][0].unflatten(0, (2, 3)), seen[0][1].unflatten(0, (2, 3))
     assert (x == x[:, :1]).all() and (time == time[:, :1]).all(), "one subject's ages: one noise, one time"
     assert not torch.equal(x[0], x[1]) and not torch.equal(time[0], time[1]), "subjects: each its own"
+
+
+def test_what_differs_between_ages_weighs_more_where_the_condition_is_told() -> None:
+    class Says(torch.nn.Module):
+        """One answer for all of a subject, or for each age its own."""
+
+        def __init__(self, answers: torch.Tensor) -> None:
+            super().__init__()
+            self.answers = answers
+
+        def forward(self, x: torch.Tensor, time: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+            return self.answers.view(-1, 1, 1, 1, 1).expand_as(x)
+
+    unet = UNetArchitecture(1, 1, (8, 16), (False, True), 1, heads=8)
+    latents = Latents(lambda number: {}, 0, cohort=1, batch=1)
+    flow = make_path("rectified-flow")
+    item = {"latent": torch.zeros(1, 2, 1, 8, 8, 8), "context": torch.zeros(1, 2, 1)}
+    item["latent"][0, 1] = 1.0
+
+    def losses(answers: list[float], dropout: float = 0.0) -> dict[str, float]:
+        made = DiffusionObjective(unet, latents, flow, "x0", dropout, 0, {}, SPACE, twin=3.0)
+        found = made.losses(Says(torch.tensor(answers)), item)
+        return {name: float(value) for name, value in found.items()}
+
+    told, same = losses([0.5, 1.5]), losses([0.5, 0.5])
+    assert told == pytest.approx({"all": 0.25, "apart": 0.0, "loss": 0.25}), "both off alike: their difference is right"
+    assert same == pytest.approx({"all": 0.25, "apart": 0.25, "loss": 1.0})
+    assert losses([0.5, 0.5], dropout=1.0)["apart"] == 0, "who is not told the age need not know it"
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_condition_beside_the_time_is_heard_at_once(timed: bool) -> None:
+    """MONAI's attention begins at zero, so what it is told is heard late; beside the time it is heard early."""
+    torch.manual_seed(0)
+    network = UNet(UNetArchitecture(2, 2, (8, 16), (False, True), 2, heads=8, timed=timed)).eval()
+    torch.nn.init.normal_(network.body.out[-1].conv.weight)
+    x, time = torch.randn(1, 2, 8, 8, 8), torch.zeros(1)
+    with torch.inference_mode():
+        said = [network(x, time, torch.tensor([values])) for values in ([-1.0, 0.0], [1.0, 0.0], [torch.nan, 0.0])]
+    assert all((float((one - said[0]).abs().max()) > 1e-3) == timed for one in said[1:])
 
 
 def test_an_atlas_tells_places_apart() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -143,6 +145,54 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     more = weights.load(tmp_path / "more" / "weights.safetensors")
     assert all(torch.allclose(more.tensors[k], v, atol=0.05) for k, v in checkpoint.tensors.items())
     capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def small_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an autoencoder after two steps, by the command."""
+    from cftools.cli.train import main
+
+    out = tmp_path_factory.mktemp("space")
+    settings = [
+        "training.steps=2",
+        "network.channels=[8,8]",
+        "network.latent_channels=1",
+        "data.cohort=1",
+        "data.patch=16",
+    ]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["--preset", "ae", "--out", str(out), *words, "--workers", "0", "--device", "cpu"]) == 0
+    return out / "weights.safetensors"
+
+
+def test_what_the_autoencoders_recipe_leaves_can_be_used(small_space: Path) -> None:
+    from cftools.diffuse import load_space
+
+    space, checkpoint = load_space(str(small_space))
+    assert checkpoint.facts.contrasts == ("T1w", "T2w", "FLAIR", "T1ce")
+    mean, std = space.encode(torch.rand(1, 1, *space.facts.shape))
+    assert mean.shape[1:] == space.facts.latent_shape == std.shape[1:]
+
+
+def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_path: Path) -> None:
+    """From the command to samples: what it writes is all that sampling needs."""
+    from cftools.cli.train import main
+    from cftools.condition import Condition
+    from cftools.diffuse import DiffusionModel
+    from cftools.facts import Target
+    from cftools.piping import pipe_plan
+    from cftools.preset import load_preset
+
+    settings = ["training.steps=2", "network.channels=[8,8]", "network.attention=[false,true]", "network.heads=8"]
+    settings += ["data.cohort=1", "data.ages=2", "data.latents=2", f'data.space="{small_space}"']
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["--preset", "ldm", "--out", str(tmp_path), *words, "--workers", "0", "--device", "cpu"]) == 0
+    preset = load_preset("ldm")
+    preset = replace(preset, weights={**preset.weights, "space": (str(small_space),)})
+    chosen = pipe_plan(preset, str(tmp_path / "weights.safetensors"), Condition(), task="synth", steps=2)
+    model, _ = DiffusionModel.of(chosen.preset, chosen.weights, torch.device("cpu"))
+    latent = model.synthesise([Target(Condition({"age": 60.0, "sex": "F"}))], 0, 0, "test")
+    assert np.isfinite(model.decode(latent.edited[0])).all()
 
 
 @pytest.mark.parametrize(
