@@ -62,12 +62,13 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
     latent)
         mkdir "$work/latent"
         cd "$work/latent"
-        cf-phantom twins -n 6 --seed 4242 --twin age=+30,-30
+        cf-phantom twins -n 4 --seed 4242 --twin age=+30,-30
         python "$root/benchmarks/latent_edits.py" twins edited --change +30 --change=-30
         for way in edited/*; do
             cf-score --truth twins "$way" --json "$results/latent-$(basename "$way").json" --force
         done
         cd "$root"
+        python "$root/benchmarks/synthetic_ages.py" --json "$results/synthetic-ages.json"
         ;;
     *)
         echo "measure.sh: $what: truth, steps, real, laws, age, speed, engine, autoencoder, inversion or latent" >&2

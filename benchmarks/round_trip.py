@@ -108,7 +108,7 @@ def diffusers(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("-n", type=int, default=4, help="scans")
+    parser.add_argument("-n", type=int, default=2, help="scans")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_grad_enabled(False)

@@ -235,6 +235,19 @@ def latent_edits() -> str:
     return rows(*lines)
 
 
+def synthetic_ages() -> str:
+    """What the age model reads off synthetic scans."""
+    found: dict[str, dict[int, Any]] = {}
+    for row in facts("synthetic-ages"):
+        found.setdefault(row["scans"], {})[row["age"]] = row
+    ages = list(next(iter(found.values())))
+    lines: list[Sequence[str]] = [("scans", *(f"asked: {age}" for age in ages), "n of each")]
+    for name, by in found.items():
+        cells = [f"{by[age]['mean']:.0f} [{by[age]['low']:.0f}, {by[age]['high']:.0f}]" for age in ages]
+        lines.append((name, *cells, str(by[ages[0]]["n"])))
+    return rows(*lines)
+
+
 def orders() -> str:
     """The order of every solver, as declared and as measured, down and up."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -265,6 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "autoencoder": autoencoder,
     "round trip": round_trip,
     "latent edits": latent_edits,
+    "synthetic ages": synthetic_ages,
     "orders": orders,
     "engine laws": engine_laws,
 }
