@@ -67,7 +67,10 @@ def _betas(model: DiffusionModel) -> dict[str, float]:
 
 
 def monai(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int) -> Tensor:
-    """MONAI's DDIM scheduler, as its tutorials invert."""
+    """MONAI's DDIM scheduler, as its tutorials invert.
+
+    On the grid that its own steps go by: that of `set_timesteps` ends on 999 since 1.6, whence `reversed_step` leaves it.
+    """
     from monai.networks.schedulers import DDIMScheduler
 
     scheduler = DDIMScheduler(
@@ -78,10 +81,10 @@ def monai(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int) -> 
         prediction_type="v_prediction",
     )
     scheduler.set_timesteps(evaluations)
-    x, times = clean, [int(time) for time in scheduler.timesteps]
-    for time_ in reversed(times):
+    x, times = clean, [place * (1000 // evaluations) for place in range(evaluations)]
+    for time_ in times[:-1]:
         x, _ = scheduler.reversed_step(model.network(x, torch.full((1,), float(time_)), told.context), time_, x)
-    for time_ in times:
+    for time_ in times[:0:-1]:
         x, _ = scheduler.step(model.network(x, torch.full((1,), float(time_)), told.context), time_, x)
     return x
 
@@ -108,7 +111,7 @@ def diffusers(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("-n", type=int, default=2, help="scans")
+    parser.add_argument("-n", type=int, default=1, help="scans")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
