@@ -69,7 +69,7 @@ def _betas(model: DiffusionModel) -> dict[str, float]:
 def monai(model: DiffusionModel, clean: Tensor, told: Any, evaluations: int) -> Tensor:
     """MONAI's DDIM scheduler, as its tutorials invert.
 
-    On the grid that its own steps go by: that of `set_timesteps` ends on 999 since 1.6, whence `reversed_step` leaves it.
+    On the grid that its own steps go by: since 1.6 `set_timesteps` ends on 999, from where `reversed_step` fails.
     """
     from monai.networks.schedulers import DDIMScheduler
 
