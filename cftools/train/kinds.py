@@ -129,7 +129,8 @@ def _segmenter_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 def _segmenter_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.segmenter import Segmented, SegmenterObjective
 
-    return SegmenterObjective(architecture, Segmented(job.family, job.seed, job.cohort), job.seed, job.record)
+    subjects = Segmented(job.family, job.seed, job.cohort)
+    return SegmenterObjective(architecture, subjects, job.seed, job.record, job.losses["dice"], job.losses["volume"])
 
 
 def _autoencoder_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -226,7 +227,13 @@ OBJECTIVES = {
     ),
     "reader": Kind(("age",), True, {}, _SUBJECTS, False, _reader_architecture, _reader_objective),
     "segmenter": Kind(
-        (), False, {}, {**_SUBJECTS, "cohort": 200}, False, _segmenter_architecture, _segmenter_objective
+        (),
+        False,
+        {"dice": 1.0, "volume": 0.0},
+        {**_SUBJECTS, "cohort": 200},
+        False,
+        _segmenter_architecture,
+        _segmenter_objective,
     ),
     "autoencoder": Kind(
         (),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -57,12 +57,22 @@ class Segmented(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class SegmenterObjective:
-    """Cross-entropy and Dice loss of fractions (Milletari et al. 2016), as MONAI has them."""
+    """Cross-entropy of fractions, and what else is asked of them.
+
+    Cross-entropy alone is least where each share is what it is on average. The Dice loss sharpens, and takes small
+    structures for larger than they are; the volume loss asks for the sums themselves.
+
+    Attributes:
+        dice: weight of the Dice loss (Milletari et al. 2016), as MONAI has it.
+        volume: weight of the mean square of log(said / true) over the structures' volumes inside the scan's mask.
+    """
 
     architecture: SegmenterArchitecture
     subjects: Dataset[dict[str, Tensor]]
     seed: int
     data: dict[str, Any]
+    dice: float = 1.0
+    volume: float = 0.0
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -72,13 +82,23 @@ class SegmenterObjective:
         return self.subjects
 
     def description(self) -> dict[str, Any]:
-        return {"architecture": asdict(self.architecture), "seed": self.seed, "data": self.data}
+        weights = {"dice": self.dice, "volume": self.volume}
+        return {"architecture": asdict(self.architecture), "seed": self.seed, "data": self.data, **weights}
 
     def product(self, network: nn.Module) -> Product:
         return Product(network)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        said = network(item["image"])
+        said, fractions = network(item["image"]), item["fractions"]
         with torch.autocast(said.device.type, enabled=False):
-            loss = DiceCELoss(softmax=True, include_background=True)(said.float(), item["fractions"])
-        return {"loss": loss}
+            shares = said.float().log_softmax(1)
+            entropy = -(fractions * shares).sum(1).mean()
+            losses = {"entropy": entropy}
+            if self.dice:
+                losses["dice"] = DiceLoss(softmax=True)(said.float(), fractions)
+            if self.volume:
+                inside = item["image"] > 0
+                found, true = ((one * inside).sum((2, 3, 4))[:, 1:].clamp_min(1) for one in (shares.exp(), fractions))
+                losses["volume"] = (found / true).log().square().mean()
+        loss = entropy + self.dice * losses.get("dice", 0.0) + self.volume * losses.get("volume", 0.0)
+        return {"loss": loss, **losses}
