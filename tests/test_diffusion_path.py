@@ -325,9 +325,9 @@ def test_what_is_expected_of_each_place_is_known_before_anything_is_learned(pred
         x = 2 * torch.randn(CLEAN.shape).double()
         _, a, s = expected.seen(x, alpha, sigma)
 
-        def says(u: torch.Tensor, time: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-            y0 = a * u  # noqa: B023 (called before the next turn)
-            return target(prediction, y0, (u - a * y0) / s, a, s)  # noqa: B023
+        def says(x: torch.Tensor, time: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+            y0 = a * x  # noqa: B023 (called before the next turn)
+            return target(prediction, y0, (x - a * y0) / s, a, s)  # noqa: B023
 
         denoiser = NetworkDenoiser(says, LINEAR, prediction, expectation=lambda context: expected)
         estimate = denoiser(x, t, Inputs())

@@ -151,6 +151,7 @@ def test_a_denoiser_that_expects_knows_the_condition_untrained_and_keeps_it_in_i
     latents = Latents(aged, 0, cohort=60, batch=4, ages=2, fitted=60)
     made = DiffusionObjective(unet, latents, path, "v", 0.2, 0, {}, SPACE)
     network = made.network()
+    assert isinstance(network, UNet)
     x = torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     again = UNet(unet)
     again.load_state_dict(network.state_dict())
