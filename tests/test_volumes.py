@@ -13,7 +13,7 @@ from torch import Tensor
 from cftools import weights
 from cftools.cli.edit import main as edit
 from cftools.errors import WeightsError
-from cftools.nets.segmenter import Segmenter, SegmenterArchitecture
+from cftools.nets.segmenter import Segmenter, SegmenterArchitecture, places
 from cftools.phantom.anatomy import STRUCTURES, template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
@@ -104,6 +104,43 @@ def test_a_network_learns_what_a_scan_is_made_of(tmp_path: Path) -> None:
     schedule = Schedule(16, learning_rate=1e-2, workers=0, ema=0.5, log_every=1, dtype="float32")
     train(made, schedule, tmp_path, lambda done, total, losses: lines.append(losses["loss"]))
     assert np.mean(lines[-3:]) < 0.8 * lines[0]
+
+
+def test_volumes_are_asked_for_as_ratios_inside_the_mask() -> None:
+    fractions = torch.zeros(1, len(STRUCTURES) + 1, 8, 8, 8)
+    fractions[:, 1:, :4] = 1 / len(STRUCTURES)
+    fractions[:, 0, 4:] = 1
+    item = {"image": fractions[:, 1:].sum(1, keepdim=True), "fractions": fractions}
+
+    class Says(torch.nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, image: Tensor) -> Tensor:
+            said = fractions.clone()
+            said[:, 1:] *= self.factor
+            said[:, 0] = 1 - said[:, 1:].sum(1)
+            said[:, :, 4:] = fractions[:, 1:].mean()  # outside the mask, where nobody asks
+            return said.clamp_min(1e-9).log()
+
+    made = SegmenterObjective(SMALL, Segmented(None, 0, 1), 0, {}, dice=0.0, volume=1.0)  # type: ignore[arg-type]
+    right, half = (made.losses(Says(factor), item) for factor in (1.0, 0.5))
+    assert float(right["volume"]) < 1e-6 and float(half["volume"]) == pytest.approx(np.log(2) ** 2, rel=1e-3)
+    assert float(half["loss"]) == pytest.approx(float(half["entropy"] + half["volume"])) and "dice" not in half
+    assert "dice" in SegmenterObjective(SMALL, made.subjects, 0, {}).losses(Says(1.0), item)
+
+
+def test_a_network_that_sees_places_is_told_them_alike_on_both_sides() -> None:
+    image = torch.zeros(2, 1, 6, 4, 8)
+    seen = places(image)
+    assert seen.shape == (1, 3, 6, 4, 8) and torch.equal(seen[:, 0], seen[:, 0].flip(1))
+    assert float(seen[0, 1, 0, 0, 0]) == -1 and float(seen[0, 2, 0, 0, -1]) == 1
+    network = Segmenter(SegmenterArchitecture(STRUCTURES, (8, 8), places=True)).eval()
+    with torch.inference_mode():
+        said = network(torch.zeros(1, 1, 16, 16, 16))[0, 0, 4:-4:2, 8, 8]
+        blind = Segmenter(SMALL).eval()(torch.zeros(1, 1, 16, 16, 16))[0, 0, 4:-4:2, 8, 8]
+    assert float(said.std()) > 1e-4 > float(blind.std()), "a blank image is not blank to it"
 
 
 def test_cf_edit_measures_before_and_after(
