@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Condition, apply, check, entity
-from cftools.editing import Editor, readable
+from cftools.editing import Editor, Ready
 from cftools.errors import LatentError, PresetError, UsageError
 from cftools.facts import Target
 from cftools.latent import Latent
-from cftools.planning import Changes, Plan, check_changes, check_region, plan
+from cftools.planning import Changes, Plan, check_changes, check_region, encoding_command, plan
 from cftools.preset import Preset, Task, from_table
-from cftools.provenance import Provenance
+from cftools.provenance import Provenance, source_name
 from cftools.volume import Volume
 
 if TYPE_CHECKING:
@@ -58,32 +59,33 @@ def plan_of(latent: Latent, weights: str | None, clip: bool = False, **sampling:
     return pipe_plan(preset_of(latent), weights, latent.source, clip, **sampling)
 
 
-def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: int, name: str, command: str) -> Latent:
-    """A scan's latent.
+def encode(editor: Editor, ready: Ready, dataset: Path | None = None) -> Latent:
+    """The latent of a scan that the editor has read.
 
     Args:
-        known: what is known of the scan; what a model can read off it and nobody says is guessed.
-        name: of the scan, for the record.
+        dataset: the BIDS folder it belongs to, for the record.
     Raises:
-        ConditionError, VolumeError, RegistrationError: as `Editor.edit`.
+        ConditionError: a value is out of range.
     """
     from cftools.diffuse import DiffusionModel
     from cftools.latent import scan_facts
 
-    unknown = [variable for variable in plan.facts.variables if known.get(variable) is None and readable(variable)]
-    method, _, prepared, guesses = Editor(plan, device, seed).opened(volume, unknown)
+    plan, prepared = editor.plan, ready.prepared
+    method, _, guesses = editor.opened(ready)
     assert isinstance(method, DiffusionModel)
-    source = check(known.do(**guesses), plan.facts.variables, plan.clip)
+    source = check(ready.known.do(**guesses), plan.facts.variables, plan.clip)
+    path = prepared.volume.path
     scan = scan_facts(
-        volume,
-        name,
+        prepared.volume,
+        source_name(path or "stdin", dataset),
         plan.facts.contrasts[0],
         prepared.to_mni,
         prepared.offset,
         prepared.scale,
         prepared.similarity,
     )
-    return method.encode(prepared.image, scan, source, tuple(guesses), seed, command)
+    command = encoding_command(plan, source, path.name if path else "-", editor.seed)
+    return method.encode(prepared.image, scan, source, tuple(guesses), editor.seed, command)
 
 
 def model_of(plan: Plan, device: Device) -> DiffusionModel:

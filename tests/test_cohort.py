@@ -97,7 +97,7 @@ def test_months_of_a_table_are_years(scan: Path) -> None:
         (("subject\tage", "sub-01\t49"), "utf-8", "participant_id column"),
         (("participant_id\tage", "sub-01\t49\tF"), "utf-8", "line 2 has 3 columns, not 2"),
         (("participant_id\tage", "sub-01\t49", "sub-01\t50"), "utf-8", "sub-01 stands in it twice"),
-        (("participant_id\tage", "sub-01\t49"), "utf-16", "UTF-8"),
+        (("participant_id\tage", "sub-01\t49", "sub-02\té"), "latin-1", "UTF-8"),
     ],
 )
 def test_bad_tables_are_refused(scan: Path, lines: tuple[str, ...], encoding: str, reason: str) -> None:

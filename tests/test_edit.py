@@ -522,7 +522,7 @@ def test_bytes_in_and_bytes_out(
     [
         (["sub-01_T1w.nii.gz", "-", "-o", "out"], "stdin"),
         (["-", "out/"], "no name"),
-        (["sub-01_T1w.nii.gz", "-", "--age", "5"], "one image"),
+        (["sub-01_T1w.nii.gz", "-", "--age", "5"], "takes one"),
         (["sub-01_T1w.nii.gz", "-", "--json", "-"], "not both"),
     ],
 )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cftools.cli import options, terminal
-from cftools.cli.app import Command, for_each
+from cftools.cli.app import Command
+from cftools.cli.batch import for_each
 from cftools.errors import UsageError
 
 if TYPE_CHECKING:
