@@ -217,12 +217,11 @@ class Editor:
         before = self._measured(prepared) if self.volumes else None
         if before is not None and self._tissues is not None:
             weights = weights | {"reader of volumes": self._tissues[1]}
+        region = _file(ready.region) if ready.region is not None else None
         arrays = method.edits(preset, prepared, source, targets, self.seed)
         for changes, target, array in zip(ready.sweep, targets, arrays, strict=True):
             provenance = Provenance(
-                command=editing_command(
-                    self.plan, changes, source, _file(volume), self.seed, ready.region and _file(ready.region)
-                ),
+                command=editing_command(self.plan, changes, source, _file(volume), self.seed, region),
                 sources=(source_name(volume.path or "stdin", dataset),),
                 skull_stripped=self.plan.facts.skull_stripped,
                 preset=preset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,27 +211,36 @@ def people(plan: Plan, sweep: Sequence[Changes], count: int) -> list[Person]:
     return [Person(f"sub-{number:04d}", *pair) for number, pair in enumerate(pairs, start=1)]
 
 
-def synthesise(
-    plan: Plan, device: Device, cohort: Sequence[Person], seed: int, command: str
-) -> Iterator[tuple[Person, Volume, Provenance]]:
-    """New scans on the model's grid, one after the other; 0 outside the brain."""
-    import numpy as np
+@dataclass(frozen=True, eq=False)
+class Synthesiser:
+    """Makes new scans on the model's grid, one after the other; 0 outside the brain. The model is loaded once."""
 
-    model, loaded = _opened(plan, device)
-    affine = np.array(plan.facts.grid.affine)
-    for person in cohort:
-        latent = model.synthesise([person.target], seed, person.sample, command)
+    plan: Plan
+    device: Device
+    seed: int = 0
+    command: str = ""
+
+    @cached_property
+    def _model(self) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
+        return _opened(self.plan, self.device)
+
+    def make(self, person: Person) -> tuple[Volume, Provenance]:
+        """The scan of one person, whoever was made before."""
+        import numpy as np
+
+        model, loaded = self._model
+        latent = model.synthesise([person.target], self.seed, person.sample, self.command)
         image = brain_of(model.decode(latent.edited[0]))
         provenance = Provenance(
-            command=command,
+            command=self.command,
             sources=(),
-            skull_stripped=plan.facts.skull_stripped,
-            preset=plan.preset,
+            skull_stripped=self.plan.facts.skull_stripped,
+            preset=self.plan.preset,
             weights=loaded,
-            source=Condition(dict.fromkeys(plan.facts.variables)),
+            source=Condition(dict.fromkeys(self.plan.facts.variables)),
             target=Condition(person.target.condition),
-            seed=seed,
+            seed=self.seed,
             spatial_reference="MNI152NLin2009aSym",
             details={"sample": person.sample},
         )
-        yield person, Volume.from_array(image, affine), provenance
+        return Volume.from_array(image, np.array(self.plan.facts.grid.affine)), provenance

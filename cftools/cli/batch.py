@@ -88,6 +88,11 @@ class Batch(Generic[Subject]):
         """Record that a subject is left out, its output being there."""
         self.records.append(Record(subject, name, "skipped", peak_mib=_peak_mib()))
 
+    def take_failures(self, other: Batch[Subject]) -> None:
+        """Record what failed in an earlier pass over the same subjects, and is not worked on again."""
+        self.records += [record for record in other.records if record.status == "failed"]
+        self.codes |= other.codes
+
     def work_through(
         self,
         subjects: Iterable[Subject],
@@ -106,6 +111,7 @@ class Batch(Generic[Subject]):
             the exit code.
         """
         subjects = list(subjects)
+        known = len(self.records)
         lag = 1 if threads > 1 and len(subjects) > 1 else 0
         turns: deque[_Turn[Subject]] = deque()
         count = itertools.count(1)
@@ -124,7 +130,7 @@ class Batch(Generic[Subject]):
                     self._settle(turns.popleft())
             for turn in turns:
                 self._settle(turn)
-        failed = [record.name for record in self.records if record.status == "failed"]
+        failed = [record.name for record in self.records[known:] if record.status == "failed"]
         if failed and len(subjects) > 1:
             terminal.error(f"{len(failed)} of {len(subjects)} failed: {', '.join(failed)}")
         return self.code
