@@ -27,10 +27,6 @@ SCORES = {
     "psnr": ("psnr_db",),
     "ms-ssim": ("ms_ssim",),
 }
-    "truth-ratio": ("truth_ratio", "inside_error", "outside_error"),
-    "psnr": ("psnr_db",),
-    "ms-ssim": ("ms_ssim",),
-}
 COLUMNS = ("change", "metric", "score", "low", "high", "doing nothing", "subjects")
 # The same columns where programs read them.
 FIELDS = ("setting", "metric", "ours", "low", "high", "nothing", "n")
