@@ -119,7 +119,7 @@ def test_a_warning_is_the_subjects_in_whose_work_it_came(threads: int, capsys: p
     batch = Batch[str]()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *rest, **more: terminal.warning(message)  # type: ignore[assignment]
+        warnings.showwarning = lambda message, *rest, **more: terminal.warning(message)
         assert batch.work_through(subjects, Work().stages, threads=threads) == 0
     said = {
         record.name: record.warnings for record in sorted(batch.records, key=lambda record: subjects.index(record.name))

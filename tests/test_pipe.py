@@ -200,8 +200,8 @@ def test_a_cohort_is_encoded_into_derivatives(capsys: pytest.CaptureFixture[str]
         np.testing.assert_array_equal(tensor, one.tensors[name])
     for part in ("1/2", "2/2"):
         assert encode(["bids", "parts", "--shard", part]) == 0
-    for path in images:
-        assert Path(path).read_bytes() == Path(path.replace("out/", "parts/")).read_bytes()
+    for image in images:
+        assert Path(image).read_bytes() == Path(image.replace("out/", "parts/")).read_bytes()
     assert bids_errors("out") == []
     header, *rows = (line.split("\t") for line in Path("all.tsv").read_text().splitlines())
     assert [float(row[header.index("reconstruction_db")]) > 0 for row in rows] == [True, True]
