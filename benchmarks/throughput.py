@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py [BIDS] [-n 10] [--threads 2] [--json docs/results/throughput.json]
 
-Without BIDS the scans are simulated, 2 mm. The first scans of the folder by name are taken; what is told of seconds is wall time, imports
-and all, and the load of the machine by others is told beside it.
+Without BIDS the scans are simulated, 2 mm. The first scans of the folder by name are taken. Seconds are wall time,
+imports and all; the load of the machine, others' too, is told beside them.
 """
 
 from __future__ import annotations

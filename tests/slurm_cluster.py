@@ -67,7 +67,7 @@ class Cluster:
             found[facts.get("ArrayTaskId", "")] = facts["JobState"]
         return found
 
-    def until(self, job: str, done: Callable[[dict[str, str]], bool], seconds: float = 300) -> None:
+    def until(self, job: str, done: Callable[[dict[str, str]], bool], seconds: float = 600) -> None:
         """Wait until the states of a job's tasks are as wanted."""
         wait_for(lambda: done(self.states(job)), seconds, lambda: f"job {job} is {self.states(job)}")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Path:
     folder = tmp_path_factory.mktemp("slurm")
     cohort = ["cf-phantom", "bids", "-n", str(SUBJECTS), "--seed", "7", "--ages", "30,60", "--threads", "1"]
     for words in (cohort, ["cf-edit", *WORDS, "bids", "serial"]):
-        subprocess.run(words, cwd=folder, env=_environment(cluster), check=True, timeout=300)
+        subprocess.run(words, cwd=folder, env=_environment(cluster), check=True, timeout=600)
     [script] = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.M | re.S)
     (folder / "aged.sh").write_text(script)
     return folder
@@ -51,6 +52,19 @@ def _submit(cluster: Cluster, place: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+def _processes(job: str, task: int) -> list[int]:
+    """The cf-edit of a task: as when memory runs out, it alone is killed, and its script ends with an error."""
+    marks = {f"SLURM_ARRAY_JOB_ID={job}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_tasks = marks <= set((folder / "environ").read_bytes().split(b"\0"))
+            if is_tasks and b"cf-edit" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    assert found, "the task's process is gone: it cannot be killed"
+    return found
+
+
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -59,8 +73,9 @@ def test_the_docs_script_killed_and_requeued_makes_the_serial_bytes(cluster: Clu
     job = _submit(cluster, place, "aged.sh", "bids/", "array/")
     # Task 2 has the second and the fourth subject; it is killed between the two.
     first, last = (place / f"array/sub-000{n}/anat/sub-000{n}_desc-agePlus20_T1w.nii.gz" for n in (2, 4))
-    wait_for(first.exists, 300, lambda: f"{cluster.states(job)} {_logs(place)}")
-    cluster.ask("scancel", f"--signal={signal.SIGKILL.name.removeprefix('SIG')}", "--full", f"{job}_2")
+    wait_for(first.exists, 600, lambda: f"{cluster.states(job)} {_logs(place)}")
+    for process in _processes(job, task=2):
+        os.kill(process, signal.SIGKILL)
     cluster.until(job, lambda states: states.get("2") == "FAILED")
     assert not last.exists(), "the task ended before it was killed: nothing was tested"
 
@@ -80,7 +95,7 @@ def test_the_docs_script_killed_and_requeued_makes_the_serial_bytes(cluster: Clu
 def test_two_parts_make_the_serial_bytes(cluster: Cluster, place: Path) -> None:
     parts = [["cf-edit", *WORDS, "--shard", f"{n}/2", "bids", "parts"] for n in (1, 2)]
     running = [subprocess.Popen(words, cwd=place, env=_environment(cluster)) for words in parts]
-    assert [one.wait(timeout=300) for one in running] == [0, 0]
+    assert [one.wait(timeout=600) for one in running] == [0, 0]
     assert _files(place / "parts") == _files(place / "serial")
 
 
