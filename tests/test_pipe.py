@@ -198,10 +198,9 @@ def test_a_cohort_is_encoded_into_derivatives(capsys: pytest.CaptureFixture[str]
     alone = Latent.load("z.safetensors")
     for name, tensor in alone.tensors.items():
         np.testing.assert_array_equal(tensor, one.tensors[name])
-    for part in ("1/2", "2/2"):
-        assert encode(["bids", "parts", "--shard", part]) == 0
-    for image in images:
-        assert Path(image).read_bytes() == Path(image.replace("out/", "parts/")).read_bytes()
+    assert encode(["bids", "parts", "--shard", "2/2"]) == 0
+    [part] = Path("parts").rglob("*.safetensors")
+    assert part.read_bytes() == Path("out", part.relative_to("parts")).read_bytes()
     assert bids_errors("out") == []
     header, *rows = (line.split("\t") for line in Path("all.tsv").read_text().splitlines())
     assert [float(row[header.index("reconstruction_db")]) > 0 for row in rows] == [True, True]
