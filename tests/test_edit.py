@@ -364,19 +364,20 @@ def test_derivatives_are_bids_whatever_the_entities(brain: Volume, capsys: pytes
     assert bids_errors("out"), "the validator finds what is wrong"
 
 
-def test_parts_and_threads_change_no_byte(brain: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_and_neighbours_change_no_byte(brain: Volume, capsys: pytest.CaptureFixture[str]) -> None:
     _bids("bids", brain, {"sub-01": "30", "sub-02": "40", "sub-03": "50"})
-    words = ["--age", "+30", "bids"]
-    assert main([*words, "whole", "--threads", "1", "--summary", "whole.tsv"]) == 0
+    words = ["--age", "+30", "--threads", "2", "bids"]
+    assert main([*words, "whole", "--summary", "whole.tsv"]) == 0
     out = capsys.readouterr().out
-    assert main([*words, "threads", "--threads", "2"]) == 0
-    assert capsys.readouterr().out.replace("threads/", "whole/") == out
     for part in ("2/2", "1/2"):
-        more = ["--shard", part, "--summary", "part.tsv", "--json", "part.json", "--threads", "1"]
-        assert main([*words, "parts", *more]) == 0
+        assert main([*words, "parts", "--shard", part, "--summary", "part.tsv", "--json", "part.json"]) == 0
+    capsys.readouterr()
+    for label in ("01", "02", "03"):  # alone nothing is read ahead
+        assert main([*words, "alone", "--participant-label", label]) == 0
+    assert capsys.readouterr().out.replace("alone/", "whole/") == out
     whole = {path.relative_to("whole"): path.read_bytes() for path in Path("whole").rglob("*") if path.is_file()}
     assert len(whole) == 7
-    for folder in ("threads", "parts"):
+    for folder in ("alone", "parts"):
         assert {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()} == whole
     first, second = (Path(f"part_shard-{number}of2.tsv").read_text().splitlines() for number in (1, 2))
     names = [line.split("\t")[0] for line in Path("whole.tsv").read_text().splitlines()]
