@@ -60,10 +60,13 @@ def _write(
 ) -> None:
     from cftools.volume import write_atomic
 
-    rows = {record.name: _row(record, quality) for record in batch.records}
-    skipped = {record.name for record in batch.records if record.status == "skipped"}
-    rows |= {name: before[name] for name in skipped & before.keys()}
-    lines = [columns, *(rows[name] for name in order if name in rows)]
+    places = {name: place for place, name in enumerate(order)}
+    records = sorted(batch.records, key=lambda record: places.get(record.name, len(places)))
+    rows = [
+        before[record.name] if record.status == "skipped" and record.name in before else _row(record, quality)
+        for record in records
+    ]
+    lines = [columns, *rows]
     write_atomic(path, "".join("\t".join(line) + "\n" for line in lines).encode(), force=force)
 
 
