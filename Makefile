@@ -71,8 +71,10 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm-first
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --init runs/twin-age-2mm-first/weights.safetensors --seed 1 \
 		--set training.steps=1400 --set training.learning_rate=7e-4 --set data.cohort=450 --out runs/twin-age-2mm
+	$(BIN)/cf-train --preset twin --condition diagnosis $(ANATOMY) --set training.steps=1200 --set data.cohort=400 \
+		--out runs/twin-diagnosis-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
-	$(BIN)/cf-train --preset tissues $(ANATOMY) --dtype float32 --out runs/tissues-2mm
+	$(BIN)/cf-train --preset tissues $(ANATOMY) --out runs/tissues-2mm
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
-	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
+	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
 		--out runs/age-ldm-2mm

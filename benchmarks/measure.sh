@@ -3,7 +3,7 @@
 # (twin_ablation.py).
 #
 #     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [engine]
-#         [autoencoder] [inversion] [latent]
+#         [autoencoder] [inversion] [latent] [volumes] [diagnosis]
 #
 # Without arguments all of them. The cohorts are made in a folder that is removed; commands are
 # recorded as run in it.
@@ -29,7 +29,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent}; do
+for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent volumes diagnosis}; do
     case $what in
     truth)
         truth normative
@@ -70,8 +70,24 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         cd "$root"
         python "$root/benchmarks/synthetic_ages.py" --json "$results/synthetic-ages.json"
         ;;
+    volumes)
+        mkdir "$work/volumes"
+        cd "$work/volumes"
+        cf-phantom twins -n 10 --seed 4242 --twin age=+30,-30
+        python "$root/benchmarks/volumes.py" twins "$CFTOOLS_DATA" --json "$results/volumes.json"
+        cd "$root"
+        ;;
+    diagnosis)
+        mkdir "$work/diagnosis"
+        cd "$work/diagnosis"
+        cf-phantom twins -n 10 --seed 4242 --ages 55,90 --twin diagnosis=AD
+        cf-edit --diagnosis AD --from diagnosis=CN twins edited
+        cf-score --truth twins edited --json "$results/diagnosis.json" --force
+        cd "$root"
+        ;;
     *)
-        echo "measure.sh: $what: truth, steps, real, laws, age, speed, engine, autoencoder, inversion or latent" >&2
+        known="truth, steps, real, laws, age, speed, engine, autoencoder, inversion, latent, volumes or diagnosis"
+        echo "measure.sh: $what: $known" >&2
         exit 2
         ;;
     esac

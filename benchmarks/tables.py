@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "twin-flow.md", DOCS / "latent-diffusion.md")
+PAGES = (DOCS / "twin-flow.md", DOCS / "latent-diffusion.md", DOCS / "volumes.md")
 
 
 def facts(name: str) -> Any:
@@ -248,6 +248,25 @@ def synthetic_ages() -> str:
     return rows(*lines)
 
 
+def volumes() -> str:
+    """How well --volumes measures."""
+    names = {"simulated": "simulated, against the truth", "oasis": "OASIS, against labels"}
+    lines: list[Sequence[str]] = [("scans", "structure", "error, %", "bias, %", "images", "subjects")]
+    for row in facts("volumes")["rows"]:
+        error, low, high, bias = (100 * row[key] for key in ("error", "low", "high", "bias"))
+        cells = (f"{error:.1f} [{low:.1f}, {high:.1f}]", f"{bias:+.1f}", str(row["images"]), str(row["n"]))
+        lines.append((names[row["scans"]], row["structure"], *cells))
+    return rows(*lines)
+
+
+def diagnosis() -> str:
+    """Alzheimer's disease given to healthy simulated people, against the truth."""
+    found = truth_of("diagnosis")["diagnosisAD"]
+    psnr, ratio = found["psnr_db"], found["truth_ratio"]
+    line = ("CN to AD", interval(ratio), f"{psnr['ours']:.1f} ({psnr['nothing']:.1f})", f"{ratio['n']:.0f}")
+    return rows(("change", "truth_ratio", "PSNR, dB (doing nothing)", "n"), line)
+
+
 def orders() -> str:
     """The order of every solver, as declared and as measured, down and up."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -275,6 +294,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "ablation": ablation,
     "age": age,
+    "diagnosis": diagnosis,
+    "volumes": volumes,
     "autoencoder": autoencoder,
     "round trip": round_trip,
     "latent edits": latent_edits,

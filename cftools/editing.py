@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LEAST_RECONSTRUCTION_DB = 24.0
 #: Weights that read a variable off a scan when nobody says it.
 READERS = {"age": "age-2mm"}
+#: What people are taken for when nobody says it: most have no disease.
+USUAL: Mapping[str, Value] = {"diagnosis": "CN"}
 
 
 class Method(Protocol):
@@ -174,7 +176,7 @@ class Editor:
             VolumeError, RegistrationError: as `prepare`; a region that is no mask on the scan's grid.
             WeightsError: damaged.
         Warns:
-            CftoolsWarning: another contrast by its name; a value was clipped.
+            CftoolsWarning: another contrast by its name; a value is supposed, or was clipped.
         """
         from cftools.prepare import prepare
 
@@ -183,6 +185,7 @@ class Editor:
         where = volume.region(region) if region is not None else None
         changed = dict.fromkeys(change.name for changes in sweep for change in changes)
         names = changed if sweep else [name for name in facts.variables if readable(name)]
+        known = _supposed(known, changed, volume)
         unknown = tuple(name for name in names if known.get(name) is None)
         for name in unknown:
             _find_reader(name)
@@ -326,6 +329,15 @@ def _check_contrast(volume: Volume, facts: Facts) -> None:
     if contrast not in facts.contrasts:
         text = f"is a {contrast} scan by its name, and the weights were made for {', '.join(facts.contrasts)}"
         warnings.warn(f"{_name(volume)}: {text}", DomainWarning, stacklevel=2)
+
+
+def _supposed(known: Condition, names: Iterable[str], volume: Volume) -> Condition:
+    """What is known of a scan, with what is usual for those of the names that nobody said, and a warning."""
+    usual = {name: USUAL[name] for name in names if name in USUAL and known.get(name) is None}
+    for name, value in usual.items():
+        text = f"its {name} is unknown, and taken to be {value}: better give --from {name}=..."
+        warnings.warn(f"{_name(volume)}: {text}", CftoolsWarning, stacklevel=3)
+    return known.do(**usual)
 
 
 def readable(name: str) -> bool:

@@ -83,6 +83,7 @@ def _bundle(
     network: torch.nn.Module,
     architecture: TwinArchitecture | RegressorArchitecture,
     variables: dict[str, Variable],
+    index: bool = True,
     **scores: float,
 ) -> None:
     rows = tuple(tuple(float(value) for value in row) for row in GRID_2MM.affine)
@@ -98,7 +99,8 @@ def _bundle(
         scores=scores,
     )
     weights.save(folder / f"{name}.safetensors", network.state_dict(), facts)
-    weights.add_to_index(name, folder / f"{name}.safetensors", "For tests", ("twin",))
+    if index:
+        weights.add_to_index(name, folder / f"{name}.safetensors", "For tests", ("twin",))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,27 @@ def test_the_edit_is_the_methods_own(memory: dict[bytes, Prepared]) -> None:
     moved = flow.edit(scan, known, known.do(age=79), steps=3)
     expected = carry_field(scan, moved.displacement, moved.residual)
     np.testing.assert_array_equal(Volume.load("out.nii").array, expected)
+
+
+def test_whoever_is_said_to_have_no_diagnosis_is_taken_for_healthy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    age = replace(AGE, low=40.0)
+    variables = {"age": age, "sex": SEX, "diagnosis": Variable("diagnosis", "category", values=("CN", "MCI", "AD"))}
+    twin = TwinArchitecture(variables=3, changes=(2,), channels=(4, 4), velocity_mm=8, atlas=1)
+    _bundle(tmp_path, "ill", "twin", TwinNet(twin), twin, variables, index=False)
+    words = ["--weights", "ill.safetensors", "--diagnosis", "AD"]
+    assert main([*words, "--from", "age=70", "sub-01_T1w.nii.gz"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "sub-01_desc-diagnosisAD_T1w.nii.gz\n"
+    assert "its diagnosis is unknown, and taken to be CN: better give --from diagnosis=..." in err
+    ours: Any = _sidecar("sub-01_desc-diagnosisAD_T1w.json")["cftools"]
+    assert ours["condition"]["source"] == {"age": 70, "sex": None, "diagnosis": "CN"}
+    told = ["--from", "age=70,diagnosis=MCI", "sub-01_T1w.nii.gz", "told.nii.gz", "--strict"]
+    assert main([*words, *told]) == 0
+    assert capsys.readouterr().err == "", "who is told need not suppose"
+    assert main([*words, "--from", "age=70", "--strict", "sub-01_T1w.nii.gz", "strict.nii.gz"]) != 0
+    assert not Path("strict.nii.gz").exists()
 
 
 def test_sidecar_says_how_and_its_command_does_it_again() -> None:

@@ -50,7 +50,10 @@ def edit(
     ] = None,
     diagnosis: Annotated[
         list[str] | None,
-        typer.Option(metavar="CN|MCI|AD", help="The diagnosis to give; the scan's own must be known, see --from."),
+        typer.Option(
+            metavar="CN|MCI|AD",
+            help="The diagnosis to give; a scan of unknown diagnosis is taken for healthy, see --from.",
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
