@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,26 @@ def test_the_next_is_read_and_the_last_written_beside_the_making() -> None:
             writing.set()
 
     assert Batch[int]().work_through([1, 2, 3], Stages(read, make, write), threads=2) == 0
+
+
+def test_results_wait_for_the_writer() -> None:
+    """A sweep of many edits is not held in memory while a slow disk takes them."""
+    made: list[int] = []
+    written: list[int] = []
+    waiting: list[int] = []
+
+    def make(subject: int, _: int) -> Iterator[int]:
+        for number in range(8):
+            made.append(number)
+            waiting.append(len(made) - len(written))
+            yield number
+
+    def write(record: Record[int], number: int) -> None:
+        time.sleep(0.01)
+        written.append(number)
+
+    assert Batch[int]().work_through([1, 2], Stages(lambda subject: subject, make, write), threads=2) == 0
+    assert len(written) == 16 and max(waiting) <= 3
 
 
 @pytest.mark.parametrize("threads", [1, 2])
