@@ -62,9 +62,9 @@ def main() -> None:
             run("cf-phantom", str(cohort), "-n", str(options.n), "--seed", "7", "--ages", "20,70")
         scans = [str(scan.path) for scan in find_scans(cohort)[: options.n]]
         words = [*EDIT, "--threads", options.threads]
-        run("cf-edit", *words, scans[0], "-o", f"{folder}/warm")  # fills the file cache
-        together = run("cf-edit", *words, *scans, "-o", f"{folder}/one")
-        apart = sum((run("cf-edit", *words, scan, "-o", f"{folder}/many") for scan in scans), Cost())
+        run("cf-edit", *words, scans[0], "-o", f"{folder}/warm/")  # fills the file cache
+        together = run("cf-edit", *words, *scans, "-o", f"{folder}/one/")
+        apart = sum((run("cf-edit", *words, scan, "-o", f"{folder}/many/") for scan in scans), Cost())
         names = [described(Path(scan), "agePlus20") for scan in scans]
         same = all((folder / "one" / name).read_bytes() == (folder / "many" / name).read_bytes() for name in names)
     facts = {
