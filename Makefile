@@ -4,12 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint types docs weights
+.PHONY: help install demo test test-slurm lint types docs weights
 .NOTPARALLEL:
 
 help:
 	@echo "make demo     age a real scan and a simulated subject by 30 years: pictures and volumes in demo/"
 	@echo "make test     check style and types, run the tests"
+	@echo "make test-slurm  array jobs on a real SLURM, which it installs (Debian, as root)"
 	@echo "make docs     the site, into site/"
 	@echo "make weights  train the bundled weights anew, into runs/ (five hours; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
@@ -39,6 +40,11 @@ demo: $(INSTALLED)
 
 test: lint types
 	$(BIN)/python -m pytest
+
+test-slurm: $(INSTALLED)
+	@command -v sbatch > /dev/null || { apt-get update --quiet && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

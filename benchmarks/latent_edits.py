@@ -18,6 +18,7 @@ import torch
 
 from cftools.cohort import described, find_scans
 from cftools.condition import Condition
+from cftools.editing import Editor
 from cftools.errors import CftoolsWarning
 from cftools.piping import decode, encode, model_of, pipe_plan, targets_of
 from cftools.planning import parse_sweep
@@ -48,7 +49,8 @@ def main() -> None:
         known = Condition({"age": scan.age, "sex": scan.sex})
         for strength in options.start:
             plan = pipe_plan(load_preset("ldm"), None, Condition(), steps=options.steps, start_time=strength)
-            latent = encode(plan, device, volume, known, 0, str(scan.path), "benchmark")
+            editor = Editor(plan, device)
+            latent = encode(editor, editor.ready(volume, known))
             state = model_of(plan, device).invert(latent)
             for guidance in options.guidance:
                 guided = replace(plan, preset=plan.preset.override(guidance=guidance))

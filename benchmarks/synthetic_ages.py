@@ -20,7 +20,7 @@ from cftools.methods import ScalarReader
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
-from cftools.piping import people, pipe_plan, synthesise
+from cftools.piping import Synthesiser, people, pipe_plan
 from cftools.planning import parse_sweep
 from cftools.preset import load_preset
 from cftools.train.twin import normalised
@@ -48,7 +48,9 @@ def main() -> None:
         plan = pipe_plan(load_preset("ldm"), None, Condition(), task="synth", **chosen)
         sweep = parse_sweep([str(age) for age in options.ages], ["sex=F"])
         cohort = people(plan, sweep, options.n)
-        for person, volume, _ in synthesise(plan, lambda: torch.device("cpu"), cohort, options.seed, "benchmark"):
+        synthesiser = Synthesiser(plan, lambda: torch.device("cpu"), options.seed, "benchmark")
+        for person in cohort:
+            volume, _ = synthesiser.make(person)
             image = torch.from_numpy(volume.array)[None, None]
             age = int(float(str(person.target.condition["age"])))
             said.setdefault(name, {}).setdefault(age, []).append(read(image))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cftools.condition import SPELLINGS, Condition, Value, Variable
@@ -21,6 +23,8 @@ CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "T1ce")
 #: Units of age by their first letter, as parts of a year: of Units in participants.json, and of DICOM's 049Y.
 PARTS_OF_YEAR = {"y": 1.0, "m": 12.0, "w": 52.18, "d": 365.25}
 
+#: What stands in tables where tabs should.
+_SEPARATORS = {",": "commas", ";": "semicolons", " ": "spaces"}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)", re.ASCII)
 
 
@@ -42,19 +46,33 @@ class Scan:
     brain: Path | None
 
 
-def find_scans(folder: Path, contrast: str = "T1w", labels: Sequence[str] = ()) -> list[Scan]:
+@dataclass(frozen=True)
+class Wanted:
+    """Which scans of a BIDS folder to take: all of a contrast, or those of some participants and sessions."""
+
+    contrast: str = "T1w"
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+
+
+def find_scans(
+    folder: Path, contrast: str = "T1w", labels: Sequence[str] = (), sessions: Sequence[str] = ()
+) -> list[Scan]:
     """The raw scans of a BIDS folder in one contrast, in order of their names.
 
     Args:
         folder: holds sub-*/[ses-*/]anat/.
         contrast: a BIDS suffix, or T1ce for T1w with a ce- entity; scans with desc- were made of others and are left
             out.
-        labels: subjects to keep, with or without "sub-"; all when empty.
+        labels: subjects to keep, with or without "sub-"; all when empty. sessions: likewise, with or without "ses-".
     Raises:
         UsageError: a label is not there. InputError: there is no such scan at all, or a table is bad.
+    Warns:
+        CftoolsWarning: all subjects are taken, and some in participants.tsv have no scan.
     """
     people = read_participants(folder / "participants.tsv")
-    wanted = {label if label.startswith("sub-") else f"sub-{label}" for label in labels}
+    wanted = {_labelled(label, "sub") for label in labels}
+    visits = {_labelled(label, "ses") for label in sessions}
     found = sorted(
         path
         for pattern in ("sub-*/anat/*", "sub-*/ses-*/anat/*")
@@ -64,13 +82,17 @@ def find_scans(folder: Path, contrast: str = "T1w", labels: Sequence[str] = ()) 
         and "_desc-" not in path.name
         and path.name.endswith(IMAGE_ENDINGS)
     )
-    missing = wanted - {_part(path, "sub") for path in found}
-    if missing:
+    there = {part for path in found for part in (_part(path, "sub"), _part(path, "ses"))}
+    if missing := (wanted | visits) - there:
         raise UsageError(f"{folder}: no {contrast} scan of {', '.join(sorted(missing))}")
+    if not wanted and found and (absent := sorted(people.keys() - there)):
+        names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        text = f"{folder / 'participants.tsv'}: {len(absent)} in it without a {contrast} scan in the folder: {names}"
+        warnings.warn(text, CftoolsWarning, stacklevel=2)
     scans = []
     for path in found:
         subject = _part(path, "sub")
-        if subject is None or (wanted and subject not in wanted):
+        if subject is None or (wanted and subject not in wanted) or (visits and _part(path, "ses") not in visits):
             continue
         person = _person(path, folder, people)
         age, sex = read_age(person.get("age")), read_sex(person.get("sex"))
@@ -121,40 +143,99 @@ def described(path: Path, description: str) -> str:
     return "_".join(entities + tail) + (".nii" if path.name.lower().endswith(".nii") else ".nii.gz")
 
 
+def latent_name(path: Path, description: str) -> str:
+    """The name of a scan's latent: sub-01_T1w.nii -> sub-01_desc-ldm_T1w.safetensors."""
+    word = re.sub("[^A-Za-z0-9]", "", description)
+    return _stem(Path(described(path, word))) + ".safetensors"
+
+
 def read_participants(path: Path, key: str = "participant_id") -> dict[str, dict[str, str]]:
     """participants.tsv as {participant_id: {column: value}}; empty when there is no such file.
 
-    Ages get the first letter of their unit where the .json beside the table says that it is not the year.
+    UTF-8 or, as Excel's "Unicode text" is, UTF-16; with or without a byte order mark; any ends of lines. Ages get the
+    first letter of their unit, and sexes their words, where the .json beside the table gives them.
 
     Args:
         key: the column that names the rows; session_id of a sub-01_sessions.tsv.
     Raises:
-        InputError: not tab-separated UTF-8 with the key's column, ragged, or a name twice.
+        InputError: not tab-separated text with the key's column, ragged, a row without a name, or a name twice.
+    Warns:
+        CftoolsWarning: once for a table: in UTF-16; a name without its sub- or ses-, or one that no file can have.
     """
-    if not path.exists():
-        return {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
-    rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
-    if not rows or key not in rows[0]:
-        raise InputError(f"{path}: the first line needs a {key} column, separated by tabs")
-    unit = _unit_of_age(path.with_suffix(".json"))
-    people: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not row or row == [""]:
-            continue
-        if len(row) != len(rows[0]):
-            raise InputError(f"{path}: line {number} has {len(row)} columns, not {len(rows[0])}")
-        person = dict(zip(rows[0], row, strict=True))
-        name = person[key]
-        if name in people:
-            raise InputError(f"{path}: {name} stands in it twice")
+        status = path.stat()
+    except OSError:
+        return {}
+    # A table is read once for all its scans; the copies are the caller's own.
+    people = {name: dict(person) for name, person in _table(path, key, status.st_mtime_ns, status.st_size).items()}
+    meanings = _json(path.with_suffix(".json"))
+    unit, levels = _unit_of_age(meanings), _levels_of_sex(meanings)
+    for person in people.values():
         if unit != "y" and _NUMBER.fullmatch(person.get("age", "").strip()):
             person["age"] = person["age"].strip() + unit
-        people[name] = person
+        if levels and (word := person.get("sex", "").strip()) in levels:
+            person["sex"] = levels[word]
     return people
+
+
+@lru_cache(maxsize=64)
+def _table(path: Path, key: str, changed: int, size: int) -> dict[str, dict[str, str]]:
+    """The rows of a table by their names; when it changed and its size tell one state of a file from another."""
+    rows = list(csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t"))
+    columns = [_column(word) for word in rows[0]] if rows else []
+    if key not in columns:
+        first = rows[0][0] if rows and len(rows[0]) == 1 else ""
+        seen = next((name for mark, name in _SEPARATORS.items() if mark in first), "")
+        hint = f", not {seen}" if seen else ""
+        raise InputError(f"{path}: the first line needs a {key} column, separated by tabs{hint}")
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path}: a column stands in its first line twice")
+    prefix = {"participant_id": "sub", "session_id": "ses"}[key]
+    people: dict[str, dict[str, str]] = {}
+    odd: list[str] = []
+    for number, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(columns):
+            raise InputError(f"{path}: line {number} has {len(row)} columns, not {len(columns)}")
+        person = dict(zip(columns, row, strict=True))
+        name = _labelled(person[key].strip(), prefix)
+        if name == f"{prefix}-":
+            raise InputError(f"{path}: line {number} has no {key}")
+        if name in people:
+            raise InputError(f"{path}: {name} stands in it twice")
+        if name != person[key] or not re.fullmatch("[a-z]+-[A-Za-z0-9]+", name):
+            odd.append(person[key])
+        people[name] = person
+    if odd:
+        names = ", ".join(map(repr, odd[:3])) + (", ..." if len(odd) > 3 else "")
+        text = f"{path}: a {key} is {prefix}- and then letters and digits alone, and it has {names}"
+        warnings.warn(text, CftoolsWarning, stacklevel=4)
+    return people
+
+
+def _text(path: Path) -> str:
+    """What a text file holds, as UTF-8 or as UTF-16 that says so."""
+    try:
+        data = path.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = data.decode("utf-16")
+            warnings.warn(f"{path}: is UTF-16, and BIDS wants UTF-8", CftoolsWarning, stacklevel=5)
+            return text
+        return data.decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
+
+
+def _column(word: str) -> str:
+    """A column's name; those that are looked for also in capitals, as spreadsheets have them."""
+    word = word.strip()
+    return word.lower() if word.lower() in ("participant_id", "session_id", "age", "sex") else word
+
+
+def _labelled(label: str, prefix: str) -> str:
+    """01 and sub-01 -> sub-01."""
+    return label if label.startswith(f"{prefix}-") else f"{prefix}-{label}"
 
 
 def read_age(text: object) -> float | None:
@@ -216,11 +297,19 @@ def _sidecar(path: Path) -> dict[str, object]:
     return {name: value for name, value in {**said, **facts}.items() if value is not None}
 
 
-def _unit_of_age(path: Path) -> str:
+def _unit_of_age(meanings: Mapping[str, object]) -> str:
     """The first letter of the unit that participants.json gives for age; y when it gives none."""
-    age = _json(path).get("age")
+    age = meanings.get("age")
     unit = str(age.get("Units", "")).strip().lower()[:1] if isinstance(age, dict) else ""
     return unit if unit in PARTS_OF_YEAR else "y"
+
+
+def _levels_of_sex(meanings: Mapping[str, object]) -> dict[str, str]:
+    """What participants.json says the codes of sex mean: {"1": "male"}."""
+    sex = meanings.get("sex")
+    levels = sex.get("Levels") if isinstance(sex, dict) else None
+    words = levels.items() if isinstance(levels, dict) else ()
+    return {str(code): str(word) for code, word in words if read_sex(word)}
 
 
 def _json(path: Path) -> dict[str, object]:

@@ -6,7 +6,6 @@ to the byte.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from cftools.diffusion import noise, start
 from cftools.diffusion.denoiser import Inputs
 from cftools.diffusion.integrate import Record
 from cftools.diffusion.solver import Before
-from cftools.errors import CftoolsWarning, LatentError, PresetError, WeightsError
+from cftools.errors import LatentError, PresetError, WeightsError
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
 from cftools.latent import Latent, scan_facts
 from cftools.prepare import Prepared
@@ -170,6 +169,14 @@ class DiffusionModel:
             words = f"{SEEDS} seeds"
         return words, (next(model.edits(model.preset, prepared, source, [target], number)) for model, number in others)
 
+    def reconstruction(self, prepared: Prepared) -> float:
+        """PSNR of the scan's own latent, decoded, in the brain on the model's grid, dB; the peak is 1."""
+        with torch.inference_mode():
+            mean, _ = self.space.encode(torch.from_numpy(prepared.image)[None, None].to(self.device))
+        brain = prepared.image > 0
+        error = (self.decode(_array(mean)) - prepared.image)[brain]
+        return float(-10 * np.log10(max(float((error**2).mean(dtype=np.float64)), 1e-12)))
+
     @property
     def sampling(self) -> DiffusionSampling:
         """How it is run."""
@@ -219,13 +226,7 @@ class DiffusionModel:
         latent.check_kind("encoded")
         self._check(latent)
         scene = Scene(self._tensor(latent.tensors["mean"]))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", CftoolsWarning)
-            begun = self.sampler.up(scene, self.told(latent.source), self._draws(latent), record)
-        for warning in caught:
-            ours = issubclass(warning.category, CftoolsWarning)
-            text = f"{latent.name}: {warning.message}" if ours else warning.message
-            warnings.warn(text, warning.category, stacklevel=2)
+        begun = self.sampler.up(scene, self.told(latent.source), self._draws(latent), record)
         kept: dict[str, np.ndarray] = {}
         if begun.state is not None:
             kept = {"before": _array(begun.state.x), "before_time": _scalar(begun.state.t, latent)}

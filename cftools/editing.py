@@ -8,16 +8,15 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
-from cftools.errors import CftoolsWarning, ConditionError, OutputError, WeightsError
-from cftools.planning import METHODS, Changes, Plan
+from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, OutputError, WeightsError
+from cftools.planning import METHODS, Changes, Plan, editing_command
 from cftools.preset import Preset
-from cftools.provenance import Provenance, command_line, sidecar_path, source_name, write_sidecar
+from cftools.provenance import Provenance, sidecar_path, source_name, write_sidecar
 from cftools.weights import Checkpoint, Facts, installed, load
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from cftools.volumes import TissueReader
 
 
+#: What a model shows of a scan that it was made for, at least, dB: 25.7 (T2w twins) to 30 (docs/latent-diffusion.md).
+LEAST_RECONSTRUCTION_DB = 24.0
 #: Weights that read a variable off a scan when nobody says it.
 READERS = {"age": "age-2mm"}
 #: What people are taken for when nobody says it: most have no disease.
@@ -51,6 +52,27 @@ class Method(Protocol):
     ) -> tuple[str, Iterator[np.ndarray]]:
         """The same edit made in other ways that are as good, and in words which."""
 
+    def reconstruction(self, prepared: Prepared) -> float | None:
+        """How well the model can show the scan at all, dB; None where it needs no latent of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A scan that all is known of but what a network must say.
+
+    Attributes:
+        prepared: on the model's grid.
+        known: of the scan; unknown: what a model is still to read off it.
+        sweep: the edits to make.
+        region: the mask where alone they may show, or None.
+    """
+
+    prepared: Prepared
+    known: Condition
+    unknown: tuple[str, ...]
+    sweep: Sequence[Changes] = ()
+    region: Volume | None = None
+
 
 @dataclass(frozen=True, eq=False)
 class Edited:
@@ -60,6 +82,7 @@ class Edited:
         volume: on the scan's own grid.
         source, target: what the scan was taken to be, and what it was made.
         similarity: of the scan's registration to the template.
+        reconstruction: of the scan by the model, dB; None where nobody asked, or it needs none.
         provenance: for the sidecar.
         volumes: ml of each of `volumes.VOLUMES` in the scan and in the edit; None where nobody asked.
         spread: standard deviation over the edit made in other ways, in the scan's intensities, and in words which; or
@@ -73,6 +96,7 @@ class Edited:
     provenance: Provenance
     volumes: tuple[Mapping[str, float], Mapping[str, float]] | None = None
     spread: tuple[str, Volume] | None = None
+    reconstruction: float | None = None
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the image and the sidecar beside it.
@@ -115,57 +139,79 @@ class Editor:
         seed: of all random draws.
         volumes: whether to measure structures before and after.
         spread: whether to make every edit in other ways too.
+        quality: whether to look how well the model can show each scan at all.
     """
 
     def __init__(
-        self, plan: Plan, device: Callable[[], torch.device], seed: int = 0, volumes: bool = False, spread: bool = False
+        self,
+        plan: Plan,
+        device: Callable[[], torch.device],
+        seed: int = 0,
+        volumes: bool = False,
+        spread: bool = False,
+        quality: bool = False,
     ) -> None:
         self.plan = plan
         self.seed = seed
         self.volumes = volumes
         self.spread = spread
+        self.quality = quality
         self._device = device
         self._method: tuple[Method, dict[str, Checkpoint]] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
         self._tissues: tuple[TissueReader, Checkpoint] | None = None
 
-    def edit(
-        self,
-        volume: Volume,
-        known: Condition,
-        sweep: Sequence[Changes],
-        dataset: Path | None = None,
-        region: Volume | None = None,
-    ) -> Iterator[Edited]:
-        """Each edit of a scan in turn, the scan prepared once.
+    def ready(
+        self, volume: Volume, known: Condition, sweep: Sequence[Changes] = (), region: Volume | None = None
+    ) -> Ready:
+        """A scan read to be edited; another scan may be edited meanwhile, in another thread.
 
         Args:
             volume: the scan.
-            known: what is known of it; what must be and is not, a model reads off the scan.
-            dataset: the BIDS folder it belongs to, for the record.
+            known: what is known of it; what must be and is not, a model will read off the scan.
+            sweep: the edits to make; without any, all is read off that can be.
             region: a mask on the scan's grid, where alone the edit may show, for a carry by region.
         Raises:
             ConditionError: a value is unknown, or out of range.
             VolumeError, RegistrationError: as `prepare`; a region that is no mask on the scan's grid.
+            WeightsError: damaged.
         Warns:
-            CftoolsWarning: another contrast by its name; a value is a model's guess, supposed, or was clipped.
+            CftoolsWarning: another contrast by its name; a value is supposed, or was clipped.
         """
         from cftools.prepare import prepare
 
-        preset, facts = self.plan.preset, self.plan.facts
+        facts = self.plan.facts
         _check_contrast(volume, facts)
         where = volume.region(region) if region is not None else None
-        names = dict.fromkeys(change.name for changes in sweep for change in changes)
-        known = _supposed(known, names, volume)
-        missing = [name for name in names if known.get(name) is None]
-        for name in missing:
+        changed = dict.fromkeys(change.name for changes in sweep for change in changes)
+        names = changed if sweep else [name for name in facts.variables if readable(name)]
+        known = _supposed(known, changed, volume)
+        unknown = tuple(name for name in names if known.get(name) is None)
+        for name in unknown:
             _find_reader(name)
-        # Before the expensive part, unless something is still to be read off the scan.
-        conditions = None if missing else self._conditions(known, sweep)
+        if not unknown:  # before the expensive part, unless something is still to be read off the scan
+            self._conditions(known, sweep)
+        # The other way round, damaged weights would be found after a registration, for each scan anew.
+        self._loaded()
+        prepared = replace(prepare(volume, _grid(facts)), region=where)
+        return Ready(prepared, known, unknown, sweep, region)
 
-        method, weights, prepared, guesses = self.opened(volume, missing)
-        prepared = replace(prepared, region=where)
-        source, targets = conditions or self._conditions(known.do(**guesses), sweep)
+    def edits(self, ready: Ready, dataset: Path | None = None) -> Iterator[Edited]:
+        """Each edit of a scan in turn.
+
+        Args:
+            dataset: the BIDS folder it belongs to, for the record.
+        Raises:
+            ConditionError: a value is out of range.
+        Warns:
+            CftoolsWarning: a value is a model's guess, or was clipped.
+        """
+        from cftools.prepare import prepare
+
+        preset, prepared, volume = self.plan.preset, ready.prepared, ready.prepared.volume
+        method, weights, guesses = self.opened(ready)
+        source, targets = self._conditions(ready.known.do(**guesses), ready.sweep)
+        reconstruction = self.reconstruction(ready)
         details = {
             "device": method.device.type,
             "registration": {"similarity": round(prepared.similarity, 4)},
@@ -174,12 +220,13 @@ class Editor:
         before = self._measured(prepared) if self.volumes else None
         if before is not None and self._tissues is not None:
             weights = weights | {"reader of volumes": self._tissues[1]}
+        region = _file(ready.region) if ready.region is not None else None
         arrays = method.edits(preset, prepared, source, targets, self.seed)
-        for changes, target, array in zip(sweep, targets, arrays, strict=True):
+        for changes, target, array in zip(ready.sweep, targets, arrays, strict=True):
             provenance = Provenance(
-                command=_command(self.plan, changes, source, volume, self.seed, region),
+                command=editing_command(self.plan, changes, source, _file(volume), self.seed, region),
                 sources=(source_name(volume.path or "stdin", dataset),),
-                skull_stripped=facts.skull_stripped,
+                skull_stripped=self.plan.facts.skull_stripped,
                 preset=preset,
                 weights=weights,
                 source=source,
@@ -194,23 +241,31 @@ class Editor:
             if self.spread:
                 words, others = method.spread(preset, prepared, source, target, self.seed)
                 spread = (words, volume.with_array(_deviation(others)))
-            yield Edited(edit, source, target, prepared.similarity, provenance, found, spread)
+            yield Edited(edit, source, target, prepared.similarity, provenance, found, spread, reconstruction)
 
-    def opened(
-        self, volume: Volume, unknown: Sequence[str]
-    ) -> tuple[Method, dict[str, Checkpoint], Prepared, dict[str, Value]]:
-        """A scan on the model's grid, and what models read off it; with the method, and all weights by role.
+    def opened(self, ready: Ready) -> tuple[Method, dict[str, Checkpoint], dict[str, Value]]:
+        """The method, all weights by role, and what models read off the scan.
 
         Raises:
-            VolumeError, RegistrationError: as `prepare`. WeightsError: damaged, or for another grid.
+            WeightsError: damaged, or for another grid.
         """
-        from cftools.prepare import prepare
-
-        # The other way round, damaged weights would be found after a registration, for each scan anew.
         method, loaded = self._loaded()
-        prepared = prepare(volume, _grid(self.plan.facts))
-        guesses = {name: self._guess(name, prepared) for name in unknown}
-        return method, loaded | {f"reader of {name}": self._readers[name][1] for name in unknown}, prepared, guesses
+        guesses = {name: self._guess(name, ready.prepared) for name in ready.unknown}
+        return method, loaded | {f"reader of {name}": self._readers[name][1] for name in ready.unknown}, guesses
+
+    def reconstruction(self, ready: Ready) -> float | None:
+        """How well the model can show the scan at all, dB; None where nobody asks or it need not.
+
+        Warns:
+            DomainWarning: not well.
+        """
+        if not self.quality:
+            return None
+        found = self._loaded()[0].reconstruction(ready.prepared)
+        if found is not None and found < LEAST_RECONSTRUCTION_DB:
+            text = f"the model can show it only to {found:.1f} dB, and scans like its own to 26 or more"
+            warnings.warn(f"{_name(ready.prepared.volume)}: {text}: look at the result", DomainWarning, stacklevel=2)
+        return found
 
     def _conditions(self, known: Condition, sweep: Sequence[Changes]) -> tuple[Condition, list[Condition]]:
         """Source and targets as the weights know them."""
@@ -273,7 +328,7 @@ def _check_contrast(volume: Volume, facts: Facts) -> None:
     contrast = contrast_of(volume.path) if volume.path else facts.contrasts[0]
     if contrast not in facts.contrasts:
         text = f"is a {contrast} scan by its name, and the weights were made for {', '.join(facts.contrasts)}"
-        warnings.warn(f"{_name(volume)}: {text}", CftoolsWarning, stacklevel=2)
+        warnings.warn(f"{_name(volume)}: {text}", DomainWarning, stacklevel=2)
 
 
 def _supposed(known: Condition, names: Iterable[str], volume: Volume) -> Condition:
@@ -307,36 +362,9 @@ def _grid(facts: Facts) -> Grid:
     return Grid(facts.grid.name, (x, y, z), np.array(facts.grid.affine))
 
 
-def _command(
-    plan: Plan, changes: Changes, source: Condition, volume: Volume, seed: int, region: Volume | None = None
-) -> str:
-    """The command that makes one image alone, whatever sweep or batch it came from."""
-    preset = plan.preset
-    sampling: Any = preset.sampling
-    words = ["cf-edit", "--preset", preset.name, "--weights", preset.weights[preset.main_role][0]]
-    words += ["--steps", str(sampling.steps)]
-    if len(METHODS[preset.method].carries) > 1:
-        words += ["--carry", str(preset.carry)]
-    if region is not None:
-        words += ["--region", region.path.name if region.path else "-"]
-    if (guidance := getattr(sampling, "guidance", None)) is not None:
-        words += ["--guidance", f"{guidance:g}"]
-    if seed:
-        words += ["--seed", str(seed)]
-    for change in changes:
-        words += ["--set", f"{change.name}={_text(change.value, signed=change.relative)}"]
-    told = [f"{name}={_text(value)}" for name, value in source.items() if value is not None]
-    words += ["--from", ",".join(told), *(["--clip"] if plan.clip else [])]
-    return command_line([*words, volume.path.name if volume.path else "-"])
+def _file(volume: Volume) -> str:
+    return volume.path.name if volume.path else "-"
 
 
 def _name(volume: Volume) -> str:
     return str(volume.path or "-")
-
-
-def _text(value: Value, signed: bool = False) -> str:
-    """A value as one types it."""
-    if not isinstance(value, float):
-        return str(value)
-    digits = format(Decimal(repr(value)), "f").removesuffix(".0")
-    return f"+{digits}" if signed and value >= 0 else digits

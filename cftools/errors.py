@@ -58,3 +58,7 @@ class WeightsError(CftoolsError):
 
 class CftoolsWarning(UserWarning):
     """Something the user should know about a result that was nevertheless made."""
+
+
+class DomainWarning(CftoolsWarning):
+    """A scan is unlike what the weights were made for: its result is to be looked at before it is used."""

@@ -110,6 +110,9 @@ class FlowMethod:
 
         return f"{2 * len(BRIGHTNESSES)} looks at the scan: as it is and mirrored, at three brightnesses", edits()
 
+    def reconstruction(self, prepared: Prepared) -> None:
+        """None: a flow moves the scan itself and shows nothing anew."""
+
     def edit(self, prepared: Prepared, source: Condition, target: Condition, steps: int = 1) -> Deformation:
         """The deformation from the source's condition to the target's.
 

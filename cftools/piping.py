@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Condition, apply, check, entity
-from cftools.editing import Editor, readable
+from cftools.editing import Editor, Ready
 from cftools.errors import LatentError, PresetError, UsageError
 from cftools.facts import Target
 from cftools.latent import Latent
-from cftools.planning import Changes, Plan, check_changes, check_region, plan
+from cftools.planning import Changes, Plan, check_changes, check_region, encoding_command, plan
 from cftools.preset import Preset, Task, from_table
-from cftools.provenance import Provenance
+from cftools.provenance import Provenance, source_name
 from cftools.volume import Volume
 
 if TYPE_CHECKING:
@@ -58,32 +60,33 @@ def plan_of(latent: Latent, weights: str | None, clip: bool = False, **sampling:
     return pipe_plan(preset_of(latent), weights, latent.source, clip, **sampling)
 
 
-def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: int, name: str, command: str) -> Latent:
-    """A scan's latent.
+def encode(editor: Editor, ready: Ready, dataset: Path | None = None) -> Latent:
+    """The latent of a scan that the editor has read.
 
     Args:
-        known: what is known of the scan; what a model can read off it and nobody says is guessed.
-        name: of the scan, for the record.
+        dataset: the BIDS folder it belongs to, for the record.
     Raises:
-        ConditionError, VolumeError, RegistrationError: as `Editor.edit`.
+        ConditionError: a value is out of range.
     """
     from cftools.diffuse import DiffusionModel
     from cftools.latent import scan_facts
 
-    unknown = [variable for variable in plan.facts.variables if known.get(variable) is None and readable(variable)]
-    method, _, prepared, guesses = Editor(plan, device, seed).opened(volume, unknown)
+    plan, prepared = editor.plan, ready.prepared
+    method, _, guesses = editor.opened(ready)
     assert isinstance(method, DiffusionModel)
-    source = check(known.do(**guesses), plan.facts.variables, plan.clip)
+    source = check(ready.known.do(**guesses), plan.facts.variables, plan.clip)
+    path = prepared.volume.path
     scan = scan_facts(
-        volume,
-        name,
+        prepared.volume,
+        source_name(path or "stdin", dataset),
         plan.facts.contrasts[0],
         prepared.to_mni,
         prepared.offset,
         prepared.scale,
         prepared.similarity,
     )
-    return method.encode(prepared.image, scan, source, tuple(guesses), seed, command)
+    command = encoding_command(plan, source, path.name if path else "-", editor.seed)
+    return method.encode(prepared.image, scan, source, tuple(guesses), editor.seed, command)
 
 
 def model_of(plan: Plan, device: Device) -> DiffusionModel:
@@ -208,27 +211,36 @@ def people(plan: Plan, sweep: Sequence[Changes], count: int) -> list[Person]:
     return [Person(f"sub-{number:04d}", *pair) for number, pair in enumerate(pairs, start=1)]
 
 
-def synthesise(
-    plan: Plan, device: Device, cohort: Sequence[Person], seed: int, command: str
-) -> Iterator[tuple[Person, Volume, Provenance]]:
-    """New scans on the model's grid, one after the other; 0 outside the brain."""
-    import numpy as np
+@dataclass(frozen=True, eq=False)
+class Synthesiser:
+    """Makes new scans on the model's grid, one after the other; 0 outside the brain. The model is loaded once."""
 
-    model, loaded = _opened(plan, device)
-    affine = np.array(plan.facts.grid.affine)
-    for person in cohort:
-        latent = model.synthesise([person.target], seed, person.sample, command)
+    plan: Plan
+    device: Device
+    seed: int = 0
+    command: str = ""
+
+    @cached_property
+    def _model(self) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
+        return _opened(self.plan, self.device)
+
+    def make(self, person: Person) -> tuple[Volume, Provenance]:
+        """The scan of one person, whoever was made before."""
+        import numpy as np
+
+        model, loaded = self._model
+        latent = model.synthesise([person.target], self.seed, person.sample, self.command)
         image = brain_of(model.decode(latent.edited[0]))
         provenance = Provenance(
-            command=command,
+            command=self.command,
             sources=(),
-            skull_stripped=plan.facts.skull_stripped,
-            preset=plan.preset,
+            skull_stripped=self.plan.facts.skull_stripped,
+            preset=self.plan.preset,
             weights=loaded,
-            source=Condition(dict.fromkeys(plan.facts.variables)),
+            source=Condition(dict.fromkeys(self.plan.facts.variables)),
             target=Condition(person.target.condition),
-            seed=seed,
+            seed=self.seed,
             spatial_reference="MNI152NLin2009aSym",
             details={"sample": person.sample},
         )
-        yield person, Volume.from_array(image, affine), provenance
+        return Volume.from_array(image, np.array(self.plan.facts.grid.affine)), provenance

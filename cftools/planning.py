@@ -7,12 +7,14 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from cftools.condition import Change, Condition, check, parse_values
+from cftools.condition import Change, Condition, Value, check, parse_values
 from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError, WeightsError
 from cftools.preset import Preset, Task
+from cftools.provenance import command_line
 from cftools.weights import Facts, facts_of, installed, locate
 
 
@@ -176,3 +178,48 @@ def check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
             raise ConditionError(f"{change.name}: name a value to change it to")
         if change.relative and facts.variables[change.name].kind != "number":
             raise ConditionError(f"{change.entity}: only a number can be added to, and {change.name} is none")
+
+
+def editing_command(
+    plan: Plan, changes: Changes, source: Condition, name: str, seed: int, region: str | None = None
+) -> str:
+    """The command that makes one image alone, whatever sweep or batch it came from.
+
+    Args:
+        name: of the scan; region: of a mask, - for stdin.
+    """
+    preset = plan.preset
+    sampling: Any = preset.sampling
+    words = ["cf-edit", "--preset", preset.name, "--weights", preset.weights[preset.main_role][0]]
+    words += ["--steps", str(sampling.steps)]
+    if len(METHODS[preset.method].carries) > 1:
+        words += ["--carry", str(preset.carry)]
+    if region is not None:
+        words += ["--region", region]
+    if (guidance := getattr(sampling, "guidance", None)) is not None:
+        words += ["--guidance", f"{guidance:g}"]
+    if seed:
+        words += ["--seed", str(seed)]
+    for change in changes:
+        words += ["--set", f"{change.name}={_text(change.value, signed=change.relative)}"]
+    return command_line([*words, *_told(source, plan), name])
+
+
+def encoding_command(plan: Plan, source: Condition, name: str, seed: int) -> str:
+    """The command that makes one scan's latent alone, whatever batch it came from."""
+    words = ["cf-encode", "--preset", plan.preset.name, "--weights", plan.preset.weights[plan.preset.main_role][0]]
+    words += ["--seed", str(seed)] if seed else []
+    return command_line([*words, *_told(source, plan), name, "-"])
+
+
+def _told(source: Condition, plan: Plan) -> list[str]:
+    told = [f"{name}={_text(value)}" for name, value in source.items() if value is not None]
+    return [*(["--from", ",".join(told)] if told else []), *(["--clip"] if plan.clip else [])]
+
+
+def _text(value: Value, signed: bool = False) -> str:
+    """A value as one types it."""
+    if not isinstance(value, float):
+        return str(value)
+    digits = format(Decimal(repr(value)), "f").removesuffix(".0")
+    return f"+{digits}" if signed and value >= 0 else digits

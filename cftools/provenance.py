@@ -26,7 +26,7 @@ BIDS_VERSION = "1.10.0"
 LIBRARIES = ("SimpleITK", "monai", "nibabel", "nilearn", "numpy", "safetensors", "scipy", "torch")
 #: Options that decide where, when or on which scans a command works, never what comes out for one scan.
 UNRECORDED_OPTIONS = {
-    **dict.fromkeys(("--shard", "--json"), 1),
+    **dict.fromkeys(("--shard", "--json", "--summary"), 1),
     **dict.fromkeys(("--force", "--skip-existing", "-q", "--quiet", "-v", "-vv", "--verbose"), 0),
 }
 
@@ -115,19 +115,20 @@ def sidecar_path(image: str | Path) -> Path:
     return image.with_name((image.name.removesuffix(".nii.gz") if is_nifti else image.stem) + ".json")
 
 
-def dataset_description(folder: str | Path, name: str, raw: bool = False, **more: Any) -> Path:
+def dataset_description(
+    folder: str | Path, name: str, raw: bool = False, ignore: Sequence[str] = (), **more: Any
+) -> Path:
     """Write dataset_description.json into a folder unless there is one, which is kept whatever it holds.
 
     Every task of an array job writes the same bytes, so whichever comes first is right.
 
     Args:
         raw: whether the dataset is raw, such as a simulated cohort, and no derivative.
+        ignore: patterns of files that are not of BIDS, for .bidsignore.
         more: further BIDS keys, such as Authors, License or DatasetLinks.
     Raises:
         OutputError: it cannot be written.
     """
-    from cftools.volume import write_atomic
-
     path = Path(folder) / "dataset_description.json"
     content = {
         "Name": name,
@@ -136,12 +137,25 @@ def dataset_description(folder: str | Path, name: str, raw: bool = False, **more
         "GeneratedBy": [{"Name": "cftools", "Version": __version__}],
         **more,
     }
+    kept_or_written(path, _json(content))
+    if ignore:
+        kept_or_written(path.with_name(".bidsignore"), "".join(line + "\n" for line in ignore).encode())
+    return path
+
+
+def kept_or_written(path: Path, data: bytes) -> None:
+    """Write a file unless there is one, also where another task of an array job is about to write the same.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from cftools.volume import write_atomic
+
     try:
-        write_atomic(path, _json(content))
+        write_atomic(path, data)
     except OutputError:
         if not path.exists():
             raise
-    return path
 
 
 def source_name(image: str | Path, dataset: str | Path | None = None, link: str = "raw") -> str:

@@ -13,7 +13,8 @@ import pytest
 import typer
 
 from cftools.cli import options, terminal
-from cftools.cli.app import Command, for_each
+from cftools.cli.app import Command
+from cftools.cli.batch import for_each
 from cftools.cli.main import COMMANDS
 from cftools.errors import CftoolsWarning, VolumeError
 
@@ -127,7 +128,7 @@ def test_what_makes_no_sense_is_one_line_and_2(words: list[str], capsys: pytest.
         ),
         (["bad1", "good"], 1, ["error: bad1: is damaged", "error: 1 of 2 failed: bad1"]),
         (["bad1", "good", "-q"], 1, ["error: bad1: is damaged", "error: 1 of 2 failed: bad1"]),
-        (["warn"], 0, ["warning: odd scan"]),
+        (["warn"], 0, ["warning: warn: odd scan"]),
         (["warn", "-q"], 0, []),
         (["warn", "-v", "--strict"], 3, ["error: warn: odd scan (an error because of --strict)"]),
         (["odd"], 1, ["error: odd: KeyError: 'x' (this is a bug: -vv shows where)"]),

@@ -93,11 +93,15 @@ def test_months_of_a_table_are_years(scan: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "encoding", "reason"),
     [
-        (("participant_id,age", "sub-01,49"), "utf-8", "separated by tabs"),
+        (("participant_id,age", "sub-01,49"), "utf-8", "separated by tabs, not commas"),
+        (("participant_id;age", "sub-01;49,5"), "utf-8", "separated by tabs, not semicolons"),
+        (("participant_id age", "sub-01 49"), "utf-8", "separated by tabs, not spaces"),
+        (("participant_id\tage", "\t49"), "utf-8", "line 2 has no participant_id"),
+        (("participant_id\tage\tAge", "sub-01\t49\t50"), "utf-8", "a column stands in its first line twice"),
         (("subject\tage", "sub-01\t49"), "utf-8", "participant_id column"),
         (("participant_id\tage", "sub-01\t49\tF"), "utf-8", "line 2 has 3 columns, not 2"),
         (("participant_id\tage", "sub-01\t49", "sub-01\t50"), "utf-8", "sub-01 stands in it twice"),
-        (("participant_id\tage", "sub-01\t49"), "utf-16", "UTF-8"),
+        (("participant_id\tage", "sub-01\t49", "sub-02\té"), "latin-1", "UTF-8"),
     ],
 )
 def test_bad_tables_are_refused(scan: Path, lines: tuple[str, ...], encoding: str, reason: str) -> None:
@@ -113,16 +117,54 @@ def test_byte_order_mark_and_windows_lines_are_fine(scan: Path) -> None:
     assert read_participants(path) == {"sub-01": {"participant_id": "sub-01", "age": "49"}}
 
 
+def test_utf_16_is_read_with_a_warning(scan: Path) -> None:
+    path = _table(scan, "participant_id\tage", "sub-01\t49", encoding="utf-16")
+    with pytest.warns(CftoolsWarning, match="is UTF-16"):
+        assert read_participants(path)["sub-01"]["age"] == "49"
+
+
+def test_columns_and_ids_as_spreadsheets_have_them(scan: Path) -> None:
+    path = _table(scan, "Participant_ID\tAge\tSex", "01\t49\tMale", "../x\t50\tF", "", "\t \t")
+    with pytest.warns(CftoolsWarning, match=r"letters and digits alone, and it has '01', '../x'"):
+        assert known_of(scan, VARIABLES)["age"] == 49
+    assert known_of(scan, VARIABLES)["sex"] == "M"
+    assert list(read_participants(path)) == ["sub-01", "sub-../x"]
+    with pytest.warns(CftoolsWarning, match=r"1 in it without a T1w scan in the folder: sub-../x"):
+        [found] = find_scans(scan.parents[3])
+    assert found.age == 49
+
+
+def test_codes_of_sex_mean_what_the_json_says(scan: Path) -> None:
+    _table(scan, "participant_id\tage\tsex", "sub-01\t49\t1")
+    with pytest.warns(CftoolsWarning, match="'1', which is not understood"):
+        assert known_of(scan, VARIABLES)["sex"] is None
+    _table(scan, '{"sex": {"Levels": {"1": "male", "2": "female"}}}', name="participants.json")
+    assert known_of(scan, VARIABLES)["sex"] == "M"
+
+
+def test_a_table_that_changed_is_read_anew(scan: Path) -> None:
+    path = _table(scan, "participant_id\tage", "sub-01\t49")
+    read_participants(path)["sub-01"]["age"] = "none of the cache's business"
+    assert known_of(scan, VARIABLES)["age"] == 49
+    _table(scan, "participant_id\tage", "sub-01\t50.5")
+    assert known_of(scan, VARIABLES)["age"] == 50.5
+
+
 def test_scans_of_a_folder(scan: Path) -> None:
     folder = scan.parents[3]
     for name in ("sub-02_T1w.nii", "sub-02_T2w.nii", "sub-02_ce-gadolinium_T1w.nii", "sub-02_T1w.json"):
         (folder / "sub-02" / "anat").mkdir(parents=True, exist_ok=True)
         (folder / "sub-02" / "anat" / name).touch()
     _table(scan, "participant_id\tage\tsex", "sub-02\t30\tf", "sub-03\t40\tM")
-    first, second = find_scans(folder)
+    with pytest.warns(CftoolsWarning, match="1 in it without a T1w scan in the folder: sub-03"):
+        first, second = find_scans(folder)
     assert (first.subject, first.session, first.age) == ("sub-01", "ses-2", None)
     assert (second.path.name, second.session, second.age, second.sex) == ("sub-02_T1w.nii", None, 30, "F")
-    assert [one.path.name for one in find_scans(folder, "T2w")] == ["sub-02_T2w.nii"]
+    with pytest.warns(CftoolsWarning, match="1 in it without a T2w scan"):
+        assert [one.path.name for one in find_scans(folder, "T2w", sessions=[])] == ["sub-02_T2w.nii"]
+    assert [one.session for one in find_scans(folder, labels=["01"], sessions=["2"])] == ["ses-2"]
+    with pytest.raises(UsageError, match="ses-1"):
+        find_scans(folder, sessions=["ses-1"])
     assert find_scans(folder, labels=["02"]) == find_scans(folder, labels=["sub-02"]) == [second]
     with pytest.raises(UsageError, match="sub-03"):
         find_scans(folder, labels=["01", "03"])

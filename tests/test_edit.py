@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from bad_nifti import REASONS, REFUSED
+from bids_validator import bids_errors
 
 from cftools import methods, prepare, weights
 from cftools.carry import carry_field
@@ -360,6 +361,92 @@ def test_bids_folder_in_derivatives_out(
     assert [Path(image).stat().st_mtime_ns for image in images] == times
 
 
+def test_derivatives_are_bids_whatever_the_entities(brain: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+    _bids("bids", brain, {"sub-01": "40", "sub-02": "50"})
+    for name in ("ses-1/anat/sub-03_ses-1_acq-mprage_run-01", "ses-2/anat/sub-03_ses-2"):
+        path = Path(f"bids/sub-03/{name}_T1w.nii.gz")
+        path.parent.mkdir(parents=True)
+        brain.save(path)
+    Path("bids/sub-03/sub-03_sessions.tsv").write_text("session_id\tage\nses-1\t30\nses-2\t35\n")
+    Path("bids/dataset_description.json").write_text(
+        '{"Name": "test", "BIDSVersion": "1.10.0", "DatasetType": "raw", "Authors": ["A"], "License": "CC0"}'
+    )
+    assert main(["--age", "+30", "bids", "out", "--session-label", "1,ses-2"]) == 0
+    images = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [path.name for path in images] == [
+        "sub-03_ses-1_acq-mprage_run-01_desc-agePlus30_T1w.nii.gz",
+        "sub-03_ses-2_desc-agePlus30_T1w.nii.gz",
+    ]
+    sources = [_sidecar(str(path).replace(".nii.gz", ".json"))["cftools"] for path in images]
+    assert [one["condition"]["source"]["age"] for one in sources if isinstance(one, dict)] == [30, 35]
+    assert main(["--age", "+30", "bids", "out", "--participant-label", "01"]) == 0
+    assert main(["--age", "+30", "bids", "x", "--participant-label", "01", "--session-label", "1"]) == 3
+    assert main(["--age", "+30", "bids", "x", "--session-label", "9"]) == 2
+    assert bids_errors("out") == [] and not Path("x").exists()
+    Path("out/sub-01/anat/sub-01_desc-age+30_T1w.nii.gz").touch()
+    assert bids_errors("out"), "the validator finds what is wrong"
+
+
+def test_parts_and_neighbours_change_no_byte(brain: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+    _bids("bids", brain, {"sub-01": "30", "sub-02": "40", "sub-03": "50"})
+    words = ["--age", "+30", "--threads", "2", "bids"]
+    assert main([*words, "whole", "--summary", "whole.tsv"]) == 0
+    out = capsys.readouterr().out
+    for part in ("2/2", "1/2"):
+        assert main([*words, "parts", "--shard", part, "--summary", "part.tsv", "--json", "part.json"]) == 0
+    capsys.readouterr()
+    for label in ("01", "02", "03"):  # alone nothing is read ahead
+        assert main([*words, "alone", "--participant-label", label]) == 0
+    assert capsys.readouterr().out.replace("alone/", "whole/") == out
+    whole = {path.relative_to("whole"): path.read_bytes() for path in Path("whole").rglob("*") if path.is_file()}
+    assert len(whole) == 7
+    for folder in ("alone", "parts"):
+        assert {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()} == whole
+    first, second = (Path(f"part_shard-{number}of2.tsv").read_text().splitlines() for number in (1, 2))
+    names = [line.split("\t")[0] for line in Path("whole.tsv").read_text().splitlines()]
+    assert [line.split("\t")[0] for line in first] == names[:1] + names[1::2]
+    assert [line.split("\t")[0] for line in second] == names[:1] + names[2::2]
+    assert len(json.loads(Path("part_shard-1of2.json").read_text())) == 2
+    capsys.readouterr()
+    assert main([*words, "parts", "--shard", "7/7"]) == 0
+    assert "no scan is left for it, of 3" in capsys.readouterr().err
+
+
+def test_the_summary_has_a_line_for_each_scan(brain: Volume, capsys: pytest.CaptureFixture[str]) -> None:
+    _bids("bids", brain, {"sub-01": "40", "sub-02": "95", "sub-03": "n/a", "sub-04": "50"})
+    Path("bids/sub-04/anat/sub-04_T1w.nii.gz").write_bytes(b"nothing")
+    words = ["--age", "+30", "bids", "out", "--summary", "all.tsv", "--threads", "2"]
+    assert main(words) == 1
+    header, *lines = (line.split("\t") for line in Path("all.tsv").read_text().splitlines())
+    rows = {Path(line[0]).name[:6]: dict(zip(header, line, strict=True)) for line in lines}
+    assert [(name, row["status"]) for name, row in rows.items()] == [
+        ("sub-01", "done"),
+        ("sub-02", "failed"),
+        ("sub-03", "done"),
+        ("sub-04", "failed"),
+    ]
+    assert float(rows["sub-01"]["similarity"]) > 0.8 and rows["sub-01"]["warnings"] == "n/a"
+    assert float(rows["sub-01"]["seconds"]) > 0 and float(rows["sub-01"]["peak_mib"]) > 50
+    assert "5 to 100 years" in rows["sub-02"]["error"] and rows["sub-02"]["similarity"] == "n/a"
+    assert "is a guess" in rows["sub-03"]["warnings"] and "gzip" in rows["sub-04"]["error"]
+    capsys.readouterr()
+    assert main(words) == 2 and "exists already" in capsys.readouterr().err
+    before = Path("all.tsv").read_text().splitlines()
+    assert main([*words, "--skip-existing", "--clip"]) == 1
+    after = Path("all.tsv").read_text().splitlines()
+    assert (after[1], after[3]) == (before[1], before[3])
+    assert "clipped to 100" in after[2] and after[2].split("\t")[1] == "done" and "gzip" in after[4]
+
+
+def test_a_scan_unlike_the_weights_is_marked(brain: Volume) -> None:
+    brain.save("sub-02_T2w.nii.gz")
+    scans = ["sub-01_T1w.nii.gz", "sub-02_T2w.nii.gz"]
+    assert main(["--age", "79", "--from", "age=49,sex=F", *scans, "-o", "out/", "--summary", "all.tsv"]) == 0
+    rows = [line.split("\t") for line in Path("all.tsv").read_text().splitlines()]
+    place = rows[0].index("out_of_domain")
+    assert [row[place] for row in rows[1:]] == ["no", "yes"]
+
+
 def test_bids_folder_is_refused_where_it_makes_no_sense(refused: Refused, brain: Volume) -> None:
     _bids("bids", brain, {"sub-01": "49.5"})
     assert "name a folder" in refused("--age", "+30", "bids")
@@ -545,7 +632,7 @@ def test_bytes_in_and_bytes_out(
     [
         (["sub-01_T1w.nii.gz", "-", "-o", "out"], "stdin"),
         (["-", "out/"], "no name"),
-        (["sub-01_T1w.nii.gz", "-", "--age", "5"], "one image"),
+        (["sub-01_T1w.nii.gz", "-", "--age", "5"], "takes one"),
         (["sub-01_T1w.nii.gz", "-", "--json", "-"], "not both"),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bids_validator import bids_errors
 
 from cftools import weights
 from cftools.cli.decode import main as decode
@@ -177,6 +178,40 @@ def test_what_does_not_belong_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert not [path for path in Path().iterdir() if path.name.startswith("x")]
 
 
+def test_a_cohort_is_encoded_into_derivatives(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sub-01/anat/sub-01", "sub-02/ses-1/anat/sub-02_ses-1_run-2"):
+        path = Path(f"bids/{name}_T1w.nii")
+        path.parent.mkdir(parents=True)
+        shutil.copy("in.nii", path)
+    Path("bids/participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t20\tF\nsub-02\t50\tM\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["cf-encode", "whatever", "was", "typed"])
+        assert encode(["bids", "out", "--summary", "all.tsv", "--threads", "2"]) == 0
+    images = capsys.readouterr().out.split()
+    assert images == [
+        "out/sub-01/anat/sub-01_desc-ldm_T1w.safetensors",
+        "out/sub-02/ses-1/anat/sub-02_ses-1_run-2_desc-ldm_T1w.safetensors",
+    ]
+    one, other = (Latent.load(path) for path in images)
+    assert dict(other.source) == {"age": 50, "sex": "M"}
+    assert one.facts.scan is not None and one.facts.scan.name == "bids:raw:sub-01/anat/sub-01_T1w.nii"
+    alone = Latent.load("z.safetensors")
+    for name, tensor in alone.tensors.items():
+        np.testing.assert_array_equal(tensor, one.tensors[name])
+    assert encode(["bids", "parts", "--shard", "2/2"]) == 0
+    [part] = Path("parts").rglob("*.safetensors")
+    assert part.read_bytes() == Path("out", part.relative_to("parts")).read_bytes()
+    assert bids_errors("out") == []
+    header, *rows = (line.split("\t") for line in Path("all.tsv").read_text().splitlines())
+    # Random weights show nothing of a scan, and the summary says so.
+    assert all(float(row[header.index("reconstruction_db")]) < 24 for row in rows)
+    assert [row[header.index("out_of_domain")] for row in rows] == ["yes", "yes"]
+    assert all("the model can show it only to" in row[header.index("warnings")] for row in rows)
+    capsys.readouterr()
+    assert encode(["bids", "out"]) == 2 and "exists already" in capsys.readouterr().err
+    assert encode(["bids", "out", "--skip-existing"]) == 0 and capsys.readouterr().out == ""
+
+
 def test_latents_flow_through_a_real_pipe(bundle: Path) -> None:
     code = (
         "import sys; from cftools import weights; from pathlib import Path; weights.bundled_dir = lambda: Path({!r})\n"
@@ -215,6 +250,29 @@ def test_new_scans_keep_their_noise_whatever_the_condition(capsys: pytest.Captur
     capsys.readouterr()
     assert synth(["--age", "+20", "relative"]) == 2 and synth(["--age", "80", "new"]) != 0
     assert "relative" in capsys.readouterr().err and not Path("relative").exists()
+
+
+def test_a_synthetic_cohort_is_bids_and_made_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--age", "20,80", "--sex", "F", *FEW, "--seed", "3"]
+    assert synth([*words, "whole", "--summary", "all.tsv", "--threads", "2"]) == 0
+    for part in ("2/2", "1/2"):
+        assert synth([*words, "parts", "--shard", part]) == 0
+    whole = {path.relative_to("whole"): path for path in Path("whole").rglob("*") if path.is_file()}
+    assert len(whole) == 7
+    for path in whole:
+        if path.suffix != ".json" or path.parent == Path():
+            assert whole[path].read_bytes() == Path("parts", path).read_bytes()
+    assert bids_errors("whole") == []
+    assert [line.split("\t")[:2] for line in Path("all.tsv").read_text().splitlines()[1:]] == [
+        ["sub-0001", "done"],
+        ["sub-0002", "done"],
+    ]
+    capsys.readouterr()
+    Path("parts/sub-0002/anat/sub-0002_T1w.nii.gz").unlink()
+    assert synth([*words, "parts", "--skip-existing"]) == 0
+    assert capsys.readouterr().out.split() == ["parts/sub-0002/anat/sub-0002_T1w.nii.gz"]
+    assert synth(["--age", "30", *FEW, "parts", "--skip-existing"]) == 2
+    assert "another cohort" in capsys.readouterr().err
 
 
 def test_a_latent_keeps_the_preset_with_its_flags(place: Path) -> None:

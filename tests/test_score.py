@@ -311,6 +311,26 @@ def test_bad_images_are_named_and_the_others_scored(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "none.json").exists()
 
 
+def test_some_subjects_and_a_line_for_each_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twins, edited = cohort(tmp_path, [0.5, 0.0, 1.0])
+    (edited / "sub-0003/anat/sub-0003_desc-agePlus30_T1w.nii.gz").write_bytes(b"nothing")
+    table = tmp_path / "summary.tsv"
+    words = ["--truth", str(twins), str(edited), "--metric", "truth_ratio,ms-ssim", "--threads", "2"]
+    more = ["--participant-label", "0001,sub-0003", "--summary", str(table)]
+    facts = facts_of(*words, *more, capsys=capsys, code=1)
+    assert facts["cohort"]["n"] == 2 and facts["cohort"]["scored"] == 3
+    header, *rows = (line.split("\t") for line in table.read_text().splitlines())
+    lines = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(lines) == [f"{subject} {change}" for subject in ("sub-0001", "sub-0003") for change in CHANGES]
+    assert [line["status"] for line in lines.values()] == ["done", "done", "done", "failed"]
+    assert float(lines["sub-0001 agePlus30"]["truth_ratio"]) == pytest.approx(0.5, rel=1e-4)
+    assert float(lines["sub-0003 ageMinus10"]["ms_ssim"]) == 1
+    assert main([*words, "--participant-label", "7"]) == 2
+    assert "no true counterfactual of sub-7" in capsys.readouterr().err
+    assert main([*words, "--session-label", "1"]) == 2
+    assert main([*words, "--summary", str(table)]) == 2
+
+
 def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = brain(0)

@@ -25,8 +25,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -34,8 +34,6 @@ from typer.core import TyperCommand, TyperOption
 from cftools.cli import terminal
 from cftools.cli.terminal import running
 from cftools.errors import CftoolsError, CftoolsWarning, InputError
-
-Subject = TypeVar("Subject")
 
 SOME_FAILED = 1
 USAGE = 2
@@ -95,6 +93,8 @@ class Command:
         logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("default")
+            # What is to be said of one scan is also to be said of the next.
+            warnings.simplefilter("always", CftoolsWarning)
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             words = list(sys.argv[1:] if arguments is None else arguments)
             return self._run(words if words or not self.actions else ["--help"])
@@ -128,36 +128,9 @@ def report_fault(fault: Exception, subject: str = "") -> int:
     """
     if running.verbosity >= 2:
         traceback.print_exception(fault)
-    code, text = _describe(fault)
+    code, text = describe_fault(fault)
     terminal.error(f"{subject}: {text}" if subject and subject not in text else text)
     return code
-
-
-def for_each(
-    subjects: Iterable[Subject], work: Callable[[Subject], object], name: Callable[[Subject], str] = str
-) -> int:
-    """Work on every subject, whatever happens to the others, then name those that failed.
-
-    Returns:
-        0 if all went well; the shared exit code if every subject failed alike (3: all refused); else 1.
-    """
-    failed: list[str] = []
-    codes: set[int] = set()
-    count = 0
-    for subject in subjects:
-        count += 1
-        try:
-            work(subject)
-        except BrokenPipeError:
-            raise
-        except Exception as fault:
-            failed.append(name(subject))
-            codes.add(report_fault(fault, name(subject)))
-    if failed and count > 1:
-        terminal.error(f"{len(failed)} of {count} failed: {', '.join(failed)}")
-    if len(failed) == count and len(codes) == 1:
-        return codes.pop()
-    return SOME_FAILED if failed else 0
 
 
 class _HouseCommand(TyperCommand):
@@ -244,7 +217,7 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
         terminal.warning(f"{filename}:{lineno}: {category.__name__}: {message}")
 
 
-def _describe(fault: Exception) -> tuple[int, str]:
+def describe_fault(fault: Exception) -> tuple[int, str]:
     """Exit code and words for whatever was raised."""
     if isinstance(fault, CftoolsError):
         return fault.exit_code, str(fault)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cftools.cli import options, terminal
-from cftools.cli.app import Command, for_each
-from cftools.cli.jobs import IMAGE_ENDINGS, Job, check_files, check_outputs, list_jobs
-from cftools.errors import CftoolsWarning, OutputError, UsageError
+from cftools.cli.app import Command
+from cftools.cli.batch import Record, Stages
+from cftools.cli.jobs import (
+    IMAGE_ENDINGS,
+    Job,
+    Naming,
+    Policy,
+    check_files,
+    check_outputs,
+    list_jobs,
+    make_place,
+    read_scan,
+)
+from cftools.cli.shard import parse_shard
+from cftools.cli.summary import QUALITY, cells, summarised
+from cftools.errors import UsageError
 
 if TYPE_CHECKING:
     from cftools.condition import Condition
-    from cftools.editing import Edited, Editor
+    from cftools.editing import Edited, Editor, Ready
 
 
 def edit(
@@ -67,20 +78,9 @@ def edit(
     region: options.Region = None,
     guidance: options.Guidance = None,
     volume: options.VolumeIndex = None,
-    participant_label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LABEL", help="Which subjects of a BIDS folder; repeatable, comma lists."),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            rich_help_panel="Output",
-            help="Folder for the results, made when absent; needed with several scans.",
-        ),
-    ] = None,
+    participant_label: options.ParticipantLabel = None,
+    session_label: options.SessionLabel = None,
+    output: options.OutputFolder = None,
     force: options.Force = False,
     skip_existing: options.SkipExisting = False,
     volumes: Annotated[
@@ -99,9 +99,11 @@ def edit(
             help="Also write how much the edit varies, voxel by voxel, when made in other ways; one scan, one edit.",
         ),
     ] = None,
+    summary: options.Summary = None,
     json: options.Json = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    shard: options.Shard = None,
     seed: options.Seed = 0,
     strict: options.Strict = False,
 ) -> int:
@@ -115,104 +117,133 @@ def edit(
         cf-edit --age 79 --from age=49,sex=F in.nii.gz out.nii.gz
         cf-edit --age -30,-10,+10,+30 in.nii.gz
         cf-edit --age +30 -o out/ sub-*.nii.gz
-        cf-edit --age +30 bids/ derivatives/ --participant-label 01,02
+        cf-edit --age +30 bids/ derivatives/ --participant-label 01,02 --summary summary.tsv
+        sbatch --array=1-10 --wrap 'cf-edit --shard auto --skip-existing --age +30 bids/ derivatives/'
     """
-    if force and skip_existing:
-        raise UsageError("--force and --skip-existing contradict each other: choose one")
-
-    from cftools.condition import parse_condition
+    from cftools.cohort import Wanted, described
+    from cftools.condition import entity, parse_condition
     from cftools.editing import Editor
     from cftools.planning import parse_sweep, plan
     from cftools.preset import load_preset
 
+    sure = output is not None or len(scans) == 1
+    policy = Policy(force, skip_existing, parse_shard(shard), sure)
+    json, volumes, summary = policy.shard.own(json), policy.shard.own(volumes), policy.shard.own(summary)
     assignments = [*(f"diagnosis={name}" for name in diagnosis or []), *(set_ or [])]
     sweep, told = parse_sweep(age or [], assignments), parse_condition(from_ or [])
     chosen: dict[str, Any] = {"steps": steps, "carry": carry, "guidance": guidance}
     method = plan(load_preset(preset), sweep, told, weights, clip, region is not None, **chosen)
-    labels = [label for text in participant_label or [] for label in text.split(",")]
-    jobs = list_jobs(scans, output, labels, sweep, method.facts.contrasts[0])
-    jobs = check_outputs(jobs, json, force, skip_existing, sure=output is not None or len(scans) == 1)
+    wanted = Wanted(method.facts.contrasts[0], options.labels(participant_label), options.labels(session_label))
+    naming = Naming(sweep, lambda scan, changes: described(scan, entity(changes)))
+    everything = list_jobs(scans, output, wanted, naming)
+    jobs, done = check_outputs(everything, json, policy)
     if device not in ("auto", "cpu"):
         options.choose_device(device)
+    total = sum(len(job.edits) for job in jobs)
+    _check_extras(everything, jobs, policy, json, volumes, uncertainty, summary, region)
+    editor = Editor(
+        method,
+        lambda: options.choose_device(device),
+        seed,
+        volumes=volumes is not None,
+        spread=uncertainty is not None,
+        quality=summary is not None,
+    )
+    work = _Work(editor, told, volume, region, force, uncertainty)
+    stages = Stages(work.read, work.make, work.write)
+    mine = policy.shard.of(everything)
+    with (
+        terminal.progress("editing") as report,
+        summarised(summary, QUALITY, mine, done, force, skip_existing) as batch,
+    ):
+        code = batch.work_through(jobs, stages, threads=threads or 1, report=report, total=total)
+    if volumes is not None and work.volumes:
+        _write_volumes(volumes, sorted(method.facts.variables), work.volumes, force)
+    if json:
+        terminal.write_json(work.facts, json, force)
+    return code
+
+
+def _check_extras(
+    everything: Sequence[Job],
+    jobs: Sequence[Job],
+    policy: Policy,
+    json: str | None,
+    volumes: Path | None,
+    uncertainty: Path | None,
+    summary: Path | None,
+    region: Path | None,
+) -> None:
+    """Refuse before any work a table or image, beside the edits, that cannot be made or written."""
     if volumes is not None:
         from cftools.planning import bundled
+        from cftools.preset import load_preset
 
         bundled(load_preset("tissues"))
-        if skip_existing:
+        if policy.skip_existing:
             raise UsageError("--volumes measures all edits, and --skip-existing makes only some: leave one out")
     if uncertainty is not None and sum(len(job.edits) for job in jobs) != 1:
         raise UsageError("--uncertainty: takes one edit of one scan")
     extras = {path: endings for path, endings in ((volumes, (".tsv",)), (uncertainty, IMAGE_ENDINGS)) if path}
-    others = [path for job in jobs for path, _ in job.edits if path]
-    check_files(extras, [*(job.scan for job in jobs), region], force, [*others, *([Path(json)] if json else [])])
-    wanted = (volumes is not None, uncertainty is not None)
-    editor = Editor(method, lambda: options.choose_device(device), seed, *wanted)
-    table: list[list[str]] = []
-    facts: list[dict[str, Any]] = []
-    total = sum(len(job.edits) for job in jobs)
-
-    with terminal.progress("editing") as report:
-
-        def work(job: Job) -> None:
-            with _noting(str(job)) as notes:
-                for path, edited, seconds in _edited(editor, job, told, volume, region):
-                    _write(job, path, edited, force)
-                    if uncertainty is not None and edited.spread is not None:
-                        _write_spread(uncertainty, edited, force)
-                    facts.append(_facts(job, path, edited, seconds, notes))
-                    table.extend(_volumes(job, path, edited, first=not table or table[-1][0] != str(job)))
-                    if total > 1:
-                        report(len(facts), total, note=str(job))
-
-        code = for_each(jobs, work)
-    if volumes is not None and table:
-        from cftools.volume import write_atomic
-        from cftools.volumes import VOLUMES
-
-        names = sorted(method.facts.variables)
-        rows = [["scan", "image", *names, *(f"{name}_ml" for name in VOLUMES)], *table]
-        write_atomic(volumes, "".join("\t".join(row) + "\n" for row in rows).encode(), force=force)
-    if json:
-        terminal.write_json(facts, json, force)
-    return code
+    inputs = [*(job.scan for job in everything), region]
+    others = [path for job in everything for path, _ in job.edits if path]
+    others += [Path(json)] if json else []
+    check_files(extras, inputs, policy.force, others)
+    if summary is not None:  # an older one may stay: `summarised` looks at it
+        check_files({summary: (".tsv",)}, inputs, policy.force or policy.skip_existing, [*others, *extras])
 
 
-def _edited(
-    editor: Editor, job: Job, told: Condition, index: int | None, region: Path | None
-) -> Iterator[tuple[Path | None, Edited, float]]:
-    """Each output of a job, the edit for it, and its seconds; the first has those of the preparation."""
-    from cftools.cohort import known_of
-    from cftools.condition import Condition
-    from cftools.volume import Volume
+@dataclass(eq=False)
+class _Work:
+    """What is done with one scan after another, and what there is to tell of them in the end.
 
-    start = time.monotonic()
-    variables = editor.plan.facts.variables
-    known = Condition(dict.fromkeys(variables))
-    if job.scan and told.keys() != known.keys():
-        known = known_of(job.scan, variables)
-    scan = Volume.load(job.scan, index) if job.scan else Volume.from_bytes(terminal.read_bytes(), index=index)
-    where = Volume.load(region) if region else None
-    edits = editor.edit(scan, known.do(**told), [changes for _, changes in job.edits], job.dataset, where)
-    for (path, _), edited in zip(job.edits, edits, strict=True):
-        yield path, edited, time.monotonic() - start
+    Attributes:
+        told: what the command line says of every scan.
+        index: which volume of 4D images.
+        facts: for --json, an edit each. volumes: for --volumes, the lines.
+    """
+
+    editor: Editor
+    told: Condition
+    index: int | None
+    region: Path | None
+    force: bool
+    uncertainty: Path | None
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    volumes: list[list[str]] = field(default_factory=list)
+
+    def read(self, job: Job) -> tuple[Ready, float]:
+        """The scan, ready to be edited, and the seconds that took."""
+        from cftools.volume import Volume
+
         start = time.monotonic()
+        scan, known = read_scan(job.scan, self.index, self.editor.plan.facts.variables, self.told)
+        where = Volume.load(self.region) if self.region else None
+        ready = self.editor.ready(scan, known, [changes for _, changes in job.edits], where)
+        return ready, time.monotonic() - start
 
+    def make(self, job: Job, read: tuple[Ready, float]) -> Iterator[tuple[Path | None, Edited, float]]:
+        """Each output, the edit for it, and its seconds; the first has those of the reading."""
+        ready, seconds = read
+        start = time.monotonic() - seconds
+        for (path, _), edited in zip(job.edits, self.editor.edits(ready, job.dataset), strict=True):
+            yield path, edited, time.monotonic() - start
+            start = time.monotonic()
 
-def _write(job: Job, path: Path | None, edited: Edited, force: bool) -> None:
-    if path is None:
-        terminal.write_bytes(edited.volume.to_bytes())
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be made ({error.strerror}): name another folder") from None
-    if job.dataset and job.derivatives:
-        from cftools.provenance import dataset_description
-
-        links = {"raw": os.path.relpath(job.dataset, job.derivatives)}
-        dataset_description(job.derivatives, "Scans under other conditions", DatasetLinks=links)
-    edited.save(path, force)
-    terminal.result(path)
+    def write(self, record: Record[Job], made: tuple[Path | None, Edited, float]) -> None:
+        """One edit, to where it goes."""
+        job, (path, edited, seconds) = record.subject, made
+        if path is None:
+            terminal.write_bytes(edited.volume.to_bytes())
+        else:
+            make_place(job, path, "Scans under other conditions")
+            edited.save(path, self.force)
+            terminal.result(path)
+        if self.uncertainty is not None and edited.spread is not None:
+            _write_spread(self.uncertainty, edited, self.force)
+        record.quality |= cells(edited.similarity, edited.reconstruction)
+        self.facts.append(_facts(job, path, edited, seconds, record.warnings))
+        self.volumes += _volumes(job, path, edited, first=not self.volumes or self.volumes[-1][0] != str(job))
 
 
 def _facts(job: Job, path: Path | None, edited: Edited, seconds: float, notes: Sequence[str]) -> dict[str, Any]:
@@ -255,23 +286,12 @@ def _volumes(job: Job, path: Path | None, edited: Edited, first: bool) -> Iterat
         yield [str(job), image, *told, *(f"{value:.2f}" for value in found.values())]
 
 
-@contextmanager
-def _noting(name: str) -> Iterator[list[str]]:
-    """Gather the warnings about one scan, each shown with its name."""
-    notes: list[str] = []
-    # It also forgets what was shown before: two scans may have the same to be said of them.
-    with warnings.catch_warnings():
-        show = warnings.showwarning
+def _write_volumes(path: Path, variables: Sequence[str], lines: Sequence[list[str]], force: bool) -> None:
+    from cftools.volume import write_atomic
+    from cftools.volumes import VOLUMES
 
-        def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, CftoolsWarning):
-                text = str(message) if name in str(message) else f"{name}: {message}"
-                notes.append(text)
-                message = category(text)
-            show(message, category, *where, **more)
-
-        warnings.showwarning = note
-        yield notes
+    rows = [["scan", "image", *variables, *(f"{name}_ml" for name in VOLUMES)], *lines]
+    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode(), force=force)
 
 
 main = Command("cf-edit", edit)

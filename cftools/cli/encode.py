@@ -1,18 +1,34 @@
-"""cf-encode: a scan as the latent of a model."""
+"""cf-encode: scans as latents of a model."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cftools.cli import latents, options, terminal
 from cftools.cli.app import Command
+from cftools.cli.batch import Record, Stages
+from cftools.cli.jobs import LATENT_ENDINGS, Job, Naming, Policy, check_files, check_outputs, list_jobs, make_place
+from cftools.cli.jobs import read_scan as read_image
+from cftools.cli.shard import parse_shard
+from cftools.cli.summary import QUALITY, cells, summarised
+
+if TYPE_CHECKING:
+    from cftools.editing import Ready
+    from cftools.latent import Latent
 
 
 def encode(
-    scan: Annotated[str, typer.Argument(metavar="SCAN", help="A brain-only scan; - is stdin.")],
-    output: latents.LatentOut,
+    scans: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCAN... [OUTPUT]",
+            help="Brain-only scans, or one BIDS folder; - is stdin. OUTPUT: a .safetensors file, a folder (made when "
+            "absent), or - for stdout; by default a new name beside the scan.",
+        ),
+    ],
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Method.")] = "ldm",
     from_: Annotated[
         list[str] | None,
@@ -26,49 +42,68 @@ def encode(
     clip: options.Clip = False,
     weights: latents.Weights = None,
     volume: options.VolumeIndex = None,
+    participant_label: options.ParticipantLabel = None,
+    session_label: options.SessionLabel = None,
+    output: options.OutputFolder = None,
     force: options.Force = False,
+    skip_existing: options.SkipExisting = False,
+    summary: options.Summary = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
+    shard: options.Shard = None,
     seed: options.Seed = 0,
     strict: options.Strict = False,
-) -> None:
-    """Turn a scan into the latent that a diffusion model works on.
+) -> int:
+    """Turn scans into the latents that a diffusion model works on.
 
-    The latent holds the scan's way to the model's grid, so that cf-decode can bring an edit back onto it.
+    A latent holds its scan's way to the model's grid, so that cf-decode can bring an edit back onto it. From a BIDS
+    folder come derivatives.
 
     Example:
         cf-encode --preset ldm --from age=20,sex=F in.nii.gz latent.safetensors
         cf-encode in.nii.gz - | cf-invert - - | cf-resample --age +30 - - | cf-decode --onto in.nii.gz - out.nii.gz
+        cf-encode bids/ derivatives/ --summary summary.tsv
     """
-    from pathlib import Path
-
-    from cftools.cohort import known_of
-    from cftools.condition import Condition, parse_condition
+    from cftools.cohort import Wanted, latent_name
+    from cftools.condition import parse_condition
+    from cftools.editing import Editor
     from cftools.piping import encode, pipe_plan
     from cftools.preset import load_preset
-    from cftools.provenance import source_name
-    from cftools.volume import Volume
 
-    latents.check_output(output, scan, force)
+    policy = Policy(force, skip_existing, parse_shard(shard))
+    summary = policy.shard.own(summary)
     told = parse_condition(from_ or [])
-    chosen = pipe_plan(load_preset(preset), weights, told, clip)
-    known = Condition(dict.fromkeys(chosen.facts.variables))
-    if scan == "-":
-        image = Volume.from_bytes(terminal.read_bytes(), index=volume)
-    else:
-        image = Volume.load(Path(scan), volume)
-        if told.keys() != known.keys():
-            known = known_of(Path(scan), chosen.facts.variables)
-    latent = encode(
-        chosen,
-        lambda: options.choose_device(device),
-        image,
-        known.do(**told),
-        seed,
-        source_name(image.path or "stdin"),
-        latents.command(),
-    )
-    latents.write(latent, output, force)
+    plan = pipe_plan(load_preset(preset), weights, told, clip)
+    wanted = Wanted(plan.facts.contrasts[0], options.labels(participant_label), options.labels(session_label))
+    naming = Naming([()], lambda scan, _: latent_name(scan, plan.preset.name), LATENT_ENDINGS)
+    everything = list_jobs(scans, output, wanted, naming)
+    jobs, done = check_outputs(everything, None, policy)
+    if summary is not None:
+        check_files({summary: (".tsv",)}, [job.scan for job in everything], force or skip_existing)
+    editor = Editor(plan, lambda: options.choose_device(device), seed, quality=summary is not None)
+
+    def read(job: Job) -> Ready:
+        return editor.ready(*read_image(job.scan, volume, plan.facts.variables, told))
+
+    def make(job: Job, ready: Ready) -> Iterator[tuple[Latent, dict[str, str]]]:
+        latent = encode(editor, ready, job.dataset)
+        yield latent, cells(ready.prepared.similarity, editor.reconstruction(ready))
+
+    def write(record: Record[Job], made: tuple[Latent, dict[str, str]]) -> None:
+        latent, quality = made
+        [(path, _)] = record.subject.edits
+        if path is not None:
+            make_place(record.subject, path, "Latents of scans", ignore=["*.safetensors"])
+        latents.write(latent, str(path or "-"), force)
+        record.quality |= quality
+
+    mine = policy.shard.of(everything)
+    stages = Stages(read, make, write)
+    with (
+        terminal.progress("encoding") as report,
+        summarised(summary, QUALITY, mine, done, force, skip_existing) as batch,
+    ):
+        return batch.work_through(jobs, stages, threads=threads or 1, report=report, total=len(jobs))
 
 
 main = Command("cf-encode", encode)

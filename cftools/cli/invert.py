@@ -22,7 +22,7 @@ def invert(
     device: options.Device = "auto",
     threads: options.Threads = None,
     strict: options.Strict = False,
-) -> None:
+) -> int:
     """Bring an encoded scan to the noise that sampling starts from.
 
     By the preset's way: inverted, noised, or recorded; all under the condition that the scan is said to have.
@@ -31,6 +31,8 @@ def invert(
         cf-invert latent.safetensors noise.safetensors
         cf-encode in.nii.gz - | cf-invert - noise.safetensors
     """
+    from cftools.cli.batch import for_each
+    from cftools.latent import Latent
     from cftools.piping import model_of, plan_of
 
     latents.check_output(output, latent, force)
@@ -38,7 +40,11 @@ def invert(
     given.check_kind("encoded")
     plan = plan_of(given, weights, steps=steps, start_time=start_time)
     model = model_of(plan, lambda: options.choose_device(device))
-    latents.write(model.invert(given, latents.command()), output, force)
+
+    def work(given: Latent) -> None:
+        latents.write(model.invert(given, latents.command()), output, force)
+
+    return for_each([given], work, name=lambda latent: latent.name)
 
 
 main = Command("cf-invert", invert)

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cftools.cli import terminal
+from cftools.cli.shard import WHOLE, Shard
 from cftools.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from cftools.cohort import Wanted
+    from cftools.condition import Condition, Variable
     from cftools.planning import Changes
+    from cftools.volume import Volume
 
 IMAGE_ENDINGS = (".nii", ".nii.gz")
+LATENT_ENDINGS = (".safetensors",)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What comes of a scan, and how it is named.
+
+    Attributes:
+        sweep: what is changed in each of its outputs.
+        name: the file name for a scan and a change.
+        endings: that an output may have.
+    """
+
+    sweep: Sequence[Changes]
+    name: Callable[[Path, Changes], str]
+    endings: tuple[str, ...] = IMAGE_ENDINGS
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scan, and where its edits go.
+    """One scan, and where what is made of it goes.
 
     Attributes:
         scan: None is stdin.
@@ -36,20 +56,12 @@ class Job:
         return str(self.scan or "-")
 
 
-def list_jobs(
-    words: Sequence[str],
-    output: str | None,
-    labels: Sequence[str],
-    sweep: Sequence[Changes],
-    contrast: str,
-) -> list[Job]:
+def list_jobs(words: Sequence[str], output: str | None, wanted: Wanted, naming: Naming) -> list[Job]:
     """Scans and outputs from the words of a command line.
 
     Args:
         output: of -o; without it the second of two words.
-        labels: participants of a BIDS folder to keep.
-        sweep: the edits to make of each scan.
-        contrast: which scans of a BIDS folder to take.
+        wanted: which scans of a BIDS folder to take.
     Raises:
         UsageError: they make no sense together. InputError: a BIDS folder has no such scan.
     """
@@ -59,10 +71,11 @@ def list_jobs(
             raise UsageError(f"{len(words)} scans: name a folder for the results with -o DIR")
         output = words.pop()
     if any(_is_dataset(word) for word in words):
-        return _jobs_of_dataset(words, output, labels, sweep, contrast)
-    if labels:
-        raise UsageError(f"--participant-label goes with a BIDS folder, and {words[0]} is none")
-    several = len(words) > 1 or len(sweep) > 1
+        return _jobs_of_dataset(words, output, wanted, naming)
+    if wanted.participants or wanted.sessions:
+        option = "--participant-label" if wanted.participants else "--session-label"
+        raise UsageError(f"{option} goes with a BIDS folder, and {words[0]} is none")
+    several = len(words) > 1 or len(naming.sweep) > 1
     if "-" in words and len(words) > 1:
         raise UsageError("- is stdin: it cannot be one of several scans")
     if words == ["-"] and output is None:
@@ -70,66 +83,114 @@ def list_jobs(
     scan = None if words[0] == "-" else Path(words[0])
     if output == "-":
         if several:
-            raise UsageError("- is stdout: it takes one image; name a folder with -o DIR")
-        return [Job(scan, ((None, sweep[0]),))]
-    if output is not None and not is_folder(output, several):
+            raise UsageError("- is stdout: it takes one output; name a folder with -o DIR")
+        return [Job(scan, ((None, naming.sweep[0]),))]
+    if output is not None and not is_folder(output, several, naming.endings):
         if not Path(output).parent.is_dir():
             raise OutputError(f"{output}: the folder {Path(output).parent} does not exist: make it first")
-        return [Job(scan, ((Path(output), sweep[0]),))]
+        return [Job(scan, ((Path(output), naming.sweep[0]),))]
     if scan is None:
-        raise UsageError("- is stdin, which has no name: name the output image")
-    return [_job(Path(word), Path(output) if output else Path(word).parent, sweep) for word in words]
+        raise UsageError("- is stdin, which has no name: name the output")
+    return [_job(Path(word), Path(output) if output else Path(word).parent, naming) for word in words]
 
 
-def check_outputs(jobs: Sequence[Job], json: str | None, force: bool, skip_existing: bool, sure: bool) -> list[Job]:
-    """The jobs that are left to do, once every output can be written and harms no input.
+@dataclass(frozen=True)
+class Policy:
+    """How the outputs of a command line are treated.
+
+    Attributes:
+        force: replace what is there. skip_existing: leave out what is there.
+        shard: the part of the scans to do.
+        sure: whether an output is surely meant as one. The second of two words may be a scan that a glob
+            found, and is then not replaced even with --force unless it was made by cftools.
+    Raises:
+        UsageError: --force and --skip-existing together.
+    """
+
+    force: bool = False
+    skip_existing: bool = False
+    shard: Shard = WHOLE
+    sure: bool = True
+
+    def __post_init__(self) -> None:
+        if self.force and self.skip_existing:
+            raise UsageError("--force and --skip-existing contradict each other: choose one")
+
+
+def check_outputs(jobs: Sequence[Job], json: str | None, policy: Policy) -> tuple[list[Job], list[Job]]:
+    """This shard's jobs that are left to do, and those done, once every output can be written and harms no input.
 
     Args:
         json: of --json.
-        sure: whether an output is surely meant as one. The second of two words may be a scan that a glob
-            found, and is then not replaced even with --force unless it was made by cftools.
     Raises:
         UsageError, OutputError: an output exists, comes twice, is an input, or has no folder it can go to.
     """
     from cftools.provenance import sidecar_path
 
-    scans = [job.scan for job in jobs if job.scan is not None]
-    inputs = {_identity(path) for scan in scans for path in (scan, sidecar_path(scan))} - {None}
-    makers: dict[Path, Job] = {}
+    makers = _makers(jobs)
     left: list[Job] = []
-    skipped = 0
-    for job in jobs:
+    done: list[Job] = []
+    mine = policy.shard.of(jobs)
+    for job in mine:
         edits: list[tuple[Path | None, Changes]] = []
         for path, changes in job.edits:
             if path is None:
                 if json == "-":
-                    raise UsageError("stdout takes the image or --json -, not both: name a file for one")
+                    raise UsageError("stdout takes the output or --json -, not both: name a file for one")
                 terminal.write_bytes(b"")  # refuses a terminal now rather than after the work
+            elif policy.skip_existing and path.exists():
+                continue
             else:
-                sidecar = sidecar_path(path)
-                if {_identity(path), _identity(sidecar)} & inputs:
-                    raise OutputError(f"{path}: it, or the JSON beside it, is an input: name another output")
-                place = _place(sidecar)
-                if place in makers:
-                    raise UsageError(f"{path}: would come from {makers[place]} and {job}: use two folders")
-                makers[place] = job
-                if skip_existing and path.exists():
-                    skipped += 1
-                    continue
-                _check_output(path, sidecar, force, sure)
+                _check_output(path, sidecar_path(path), policy.force, policy.sure)
             edits.append((path, changes))
         if edits:
             left.append(replace(job, edits=tuple(edits)))
+        else:
+            done.append(job)
     if json and json != "-":
-        place = Path(json).resolve()
-        if not place.parent.is_dir():
-            raise OutputError(f"--json {json}: the folder {place.parent} does not exist: make it first")
-        if place in makers or _identity(place) in inputs:
-            raise UsageError(f"--json {json}: is the JSON of an image: name another file")
-        _check_output(Path(json), Path(json), force, sure=True)
-    if skipped:
-        terminal.say(f"{skipped} of {skipped + sum(len(job.edits) for job in left)} exist already, left out")
-    return left
+        _check_json(json, jobs, makers, policy)
+    total = sum(len(job.edits) for job in mine)
+    if skipped := total - sum(len(job.edits) for job in left):
+        terminal.say(f"{skipped} of {total} exist already, left out")
+    if not mine:
+        terminal.say(f"--shard {policy.shard}: no scan is left for it, of {len(jobs)}")
+    return left, done
+
+
+def _makers(jobs: Sequence[Job]) -> dict[Path, Job]:
+    """Whose output each place takes, over all shards; errors as `check_outputs`."""
+    from cftools.provenance import sidecar_path
+
+    inputs = _inputs(jobs)
+    makers: dict[Path, Job] = {}
+    for job in jobs:
+        for path, _ in job.edits:
+            if path is None:
+                continue
+            sidecar = sidecar_path(path)
+            if {_identity(path), _identity(sidecar)} & inputs:
+                raise OutputError(f"{path}: it, or the JSON beside it, is an input: name another output")
+            place = _place(sidecar)
+            if place in makers:
+                raise UsageError(f"{path}: would come from {makers[place]} and {job}: use two folders")
+            makers[place] = job
+    return makers
+
+
+def _inputs(jobs: Sequence[Job]) -> set[tuple[int, int] | None]:
+    from cftools.provenance import sidecar_path
+
+    scans = [job.scan for job in jobs if job.scan is not None]
+    return {_identity(path) for scan in scans for path in (scan, sidecar_path(scan))} - {None}
+
+
+def _check_json(json: str, jobs: Sequence[Job], makers: Mapping[Path, Job], policy: Policy) -> None:
+    place = Path(json).resolve()
+    if not place.parent.is_dir():
+        raise OutputError(f"--json {json}: the folder {place.parent} does not exist: make it first")
+    if place in makers or _identity(place) in _inputs(jobs):
+        raise UsageError(f"--json {json}: is the JSON of an image: name another file")
+    _check_output(Path(json), Path(json), policy.force, sure=True)
 
 
 def check_files(
@@ -170,46 +231,79 @@ def _is_dataset(word: str) -> bool:
     return Path(word).is_dir() and not word.endswith(IMAGE_ENDINGS)
 
 
-def _jobs_of_dataset(
-    words: Sequence[str],
-    output: str | None,
-    labels: Sequence[str],
-    sweep: Sequence[Changes],
-    contrast: str,
-) -> list[Job]:
+def _jobs_of_dataset(words: Sequence[str], output: str | None, wanted: Wanted, naming: Naming) -> list[Job]:
     from cftools.cohort import find_scans
 
     dataset = Path(words[0])
     if len(words) > 1:
         raise UsageError("a BIDS folder goes alone: edit folders one by one, and scans without them")
-    if output is None or not is_folder(output, several=True):
+    if output is None or not is_folder(output, True, naming.endings):
         raise UsageError(f"{dataset}: is a folder: name a folder for the derivatives too")
     root = Path(output)
     if root.resolve() == dataset.resolve():
         raise UsageError(f"{dataset}: is the dataset itself: name another folder for the derivatives")
-    found = [scan.path for scan in find_scans(dataset, contrast, labels)]
-    jobs = [_job(path, root / path.parent.relative_to(dataset), sweep) for path in found]
+    found = [scan.path for scan in find_scans(dataset, wanted.contrast, wanted.participants, wanted.sessions)]
+    jobs = [_job(path, root / path.parent.relative_to(dataset), naming) for path in found]
     return [replace(job, dataset=dataset, derivatives=root) for job in jobs]
 
 
-def _job(scan: Path, folder: Path, sweep: Sequence[Changes]) -> Job:
+def _job(scan: Path, folder: Path, naming: Naming) -> Job:
     """A scan whose outputs have their default names in a folder."""
-    from cftools.cohort import described
-    from cftools.condition import entity
-
-    return Job(scan, tuple((folder / described(scan, entity(changes)), changes) for changes in sweep))
+    return Job(scan, tuple((folder / naming.name(scan, changes), changes) for changes in naming.sweep))
 
 
-def is_folder(output: str, several: bool) -> bool:
-    """Whether an output is a folder; else it is one image."""
+def is_folder(output: str, several: bool, endings: tuple[str, ...] = IMAGE_ENDINGS) -> bool:
+    """Whether an output is a folder; else it is one file."""
     if output.endswith("/") or Path(output).is_dir():
         return True
-    is_image = output.lower().endswith(IMAGE_ENDINGS)
-    if several and (is_image or output == "-"):
-        raise UsageError(f"{output}: several images need a folder: name one with -o DIR")
-    if not several and not is_image:
-        raise OutputError(f"{output}: an image ends in .nii or .nii.gz, and a new folder in /")
+    is_file = output.lower().endswith(endings)
+    if several and (is_file or output == "-"):
+        raise UsageError(f"{output}: several outputs need a folder: name one with -o DIR")
+    if not several and not is_file:
+        raise OutputError(f"{output}: such an output ends in {' or '.join(endings)}, and a new folder in /")
     return several
+
+
+def read_scan(
+    path: Path | None, index: int | None, variables: Mapping[str, Variable], told: Condition
+) -> tuple[Volume, Condition]:
+    """A scan, or stdin, and what is known of it: what the command line tells, else its sidecar and the tables.
+
+    Args:
+        index: which volume of a 4D image.
+        variables: what to look for.
+    Raises:
+        VolumeError: it cannot be read. InputError: a table is bad.
+    """
+    from cftools.cohort import known_of
+    from cftools.condition import Condition
+    from cftools.volume import Volume
+
+    known = Condition(dict.fromkeys(variables))
+    if path is None:
+        return Volume.from_bytes(terminal.read_bytes(), index=index), known.do(**told)
+    if told.keys() != known.keys():
+        known = known_of(path, variables)
+    return Volume.load(path, index), known.do(**told)
+
+
+def make_place(job: Job, path: Path, name: str, ignore: Sequence[str] = ()) -> None:
+    """Make the folder of an output, and what must lie at the top of BIDS derivatives.
+
+    Args:
+        name: of the derivatives, for their dataset_description.json; ignore: what in them is not of BIDS.
+    Raises:
+        OutputError: they cannot be made.
+    """
+    from cftools.provenance import dataset_description
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be made ({error.strerror}): name another folder") from None
+    if job.dataset and job.derivatives:
+        links = {"raw": os.path.relpath(job.dataset, job.derivatives)}
+        dataset_description(job.derivatives, name, ignore=ignore, DatasetLinks=links)
 
 
 def _check_output(path: Path, sidecar: Path, force: bool, sure: bool) -> None:

@@ -124,6 +124,42 @@ SkipExisting = Annotated[
     bool,
     typer.Option("--skip-existing", rich_help_panel="Output", help="Leave out what has its output already."),
 ]
+ParticipantLabel = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LABEL", help="Which subjects of a BIDS folder; repeatable, comma lists."),
+]
+SessionLabel = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LABEL", help="Which sessions of a BIDS folder; repeatable, comma lists."),
+]
+OutputFolder = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        rich_help_panel="Output",
+        help="Folder for the results, made when absent; needed with several scans.",
+    ),
+]
+Summary = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.tsv",
+        rich_help_panel="Output",
+        help="Write a line for each scan: status, seconds, memory, quality, warnings. A part (--shard) has its own "
+        "file, FILE_shard-IofN.tsv.",
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N|auto",
+        rich_help_panel="Running",
+        help="Take the I-th of N parts of the scans; auto: this task's part of a SLURM, PBS (auto/N) or SGE array job.",
+    ),
+]
 VolumeIndex = Annotated[
     int | None, typer.Option("--volume", metavar="N", min=0, help="Which volume of a 4D input, from 0.")
 ]
@@ -146,6 +182,11 @@ Strict = Annotated[
         help="Refuse what otherwise only gets a warning.",
     ),
 ]
+
+
+def labels(texts: list[str] | None) -> tuple[str, ...]:
+    """The labels of a repeatable option with comma lists."""
+    return tuple(label.strip() for text in texts or [] for label in text.split(",") if label.strip())
 
 
 def numbers(text: str, count: int, option: str) -> tuple[float, ...]:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cftools.cli import options, terminal
-from cftools.cli.app import Command, for_each
+from cftools.cli.app import Command
+from cftools.cli.batch import Batch, Record, Stages
+from cftools.cli.jobs import check_files
+from cftools.cli.summary import summarised
 from cftools.errors import UsageError
 
 if TYPE_CHECKING:
-    from cftools.score.counterfactual import Counterfactual, Measured, Row
+    from cftools.score.counterfactual import Counterfactual, Images, Measured, Row
 
 METRICS = ("truth-ratio", "psnr", "ms-ssim")
+#: What each metric tells of one image.
+SCORES = {
+    "truth-ratio": ("truth_ratio", "inside_error", "outside_error"),
+    "psnr": ("psnr_db",),
+    "ms-ssim": ("ms_ssim",),
+}
 COLUMNS = ("change", "metric", "score", "low", "high", "doing nothing", "subjects")
 # The same columns where programs read them.
 FIELDS = ("setting", "metric", "ours", "low", "high", "nothing", "n")
@@ -37,6 +46,9 @@ def score(
     metric: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="truth_ratio, psnr, ms-ssim; by default all.")
     ] = None,
+    participant_label: options.ParticipantLabel = None,
+    session_label: options.SessionLabel = None,
+    summary: options.Summary = None,
     json: options.Json = None,
     tsv: Annotated[
         str | None,
@@ -69,6 +81,10 @@ def score(
         raise UsageError("--tsv -: the table on stdout is tab-separated as it is, when piped")
     if before is not None and Path(truth).is_dir():
         raise UsageError(f"--before goes with one image, and --truth {truth} is a folder: leave it out")
+    if before is not None and (participant_label or session_label):
+        raise UsageError("--participant-label and --session-label go with folders")
+    if summary is not None:
+        check_files({summary: (".tsv",)}, [], force, [Path(one) for one in (json, tsv) if one and one != "-"])
     if before is None and not Path(truth).is_dir():
         what = "is one image: name the scan with --before" if Path(truth).exists() else "does not exist"
         raise UsageError(f"--truth {truth}: {what}")
@@ -79,10 +95,13 @@ def score(
     if before is not None:
         pairs = [single_counterfactual(Path(before), Path(truth), Path(edited))]
     else:
-        pairs, missing = find_counterfactuals(Path(truth), Path(edited))
+        subjects, sessions = options.labels(participant_label), options.labels(session_label)
+        pairs, missing = find_counterfactuals(Path(truth), Path(edited), subjects, sessions)
     if missing:
         _warn_of(missing, len(pairs) + len(missing))
-    measured, similarity, code = _measure(pairs, metrics)
+    columns = [name for metric in metrics for name in SCORES[metric]]
+    with summarised(summary, columns, pairs, [], force, False) as batch:
+        measured, similarity, code = _measure(pairs, metrics, batch, threads or 1)
     if not measured:
         return code
     rows = summarise(measured, seed)
@@ -129,33 +148,44 @@ def _warn_of(missing: Sequence[str], total: int) -> None:
     warnings.warn(text, CftoolsWarning, stacklevel=2)
 
 
-def _measure(pairs: Sequence[Counterfactual], metrics: tuple[str, ...]) -> tuple[list[Measured], dict[str, Any], int]:
+def _measure(
+    pairs: Sequence[Counterfactual], metrics: tuple[str, ...], batch: Batch[Counterfactual], threads: int
+) -> tuple[list[Measured], dict[str, Any], int]:
     """The scores, MS-SSIM's settings (empty without it) and the exit code; what fails is left out."""
-    from cftools.score.counterfactual import largest_value, measure
+    from cftools.score.counterfactual import Counterfactual, largest_value, measure
     from cftools.score.image import ms_ssim_weights
 
     measured: list[Measured] = []
     largest: dict[Counterfactual, float] = {}
     betas: dict[str, tuple[float, ...]] = {}
-    data_range, refused = 0.0, 0
+    data_range = 0.0
+
+    def survey(pair: Counterfactual, images: Images) -> Iterator[float]:
+        value, shape = largest_value(images)
+        betas["x".join(map(str, shape))] = ms_ssim_weights(shape)
+        largest[pair] = value
+        yield value
+
+    def score_one(pair: Counterfactual, images: Images) -> Iterator[Measured]:
+        yield measure(pair, metrics, data_range, images)
+
+    def keep(record: Record[Counterfactual], made: Measured) -> None:
+        measured.append(made)
+        record.quality |= {name: f"{value:.6g}" for name, value in made.scores.items() if math.isfinite(value)}
+
     with terminal.progress("scoring") as report:
+        refused = 0
         if "ms-ssim" in metrics:
             # Its data range is known only once every image was seen, and a cohort need not fit into memory.
-
-            def survey(pair: Counterfactual) -> None:
-                value, shape = largest_value(pair)
-                betas["x".join(map(str, shape))] = ms_ssim_weights(shape)
-                largest[pair] = value
-
-            refused = for_each(pairs, survey)
+            seen: Batch[Counterfactual] = Batch()
+            refused = seen.work_through(
+                pairs, Stages(Counterfactual.load, survey, lambda record, made: None), threads=threads
+            )
+            batch.take_failures(seen)
             pairs = list(largest)
             data_range = max(largest.values(), default=0.0)
-
-        def work(pair: Counterfactual) -> None:
-            measured.append(measure(pair, metrics, data_range))
-            report(len(measured), len(pairs), note=str(pair))
-
-        code = for_each(pairs, work) or refused
+        scoring = Stages(Counterfactual.load, score_one, keep)
+        code = batch.work_through(pairs, scoring, threads=threads, report=report, total=len(pairs)) or refused
     similarity = {"data_range": data_range, "betas": betas} if betas else {}
     return measured, similarity, code
 

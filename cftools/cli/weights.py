@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cftools.cli import options, terminal
-from cftools.cli.app import Command, for_each
+from cftools.cli.app import Command
+from cftools.cli.batch import for_each
 from cftools.errors import UsageError, WeightsError
 
 

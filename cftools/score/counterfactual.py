@@ -26,6 +26,10 @@ _ENDINGS = (".nii.gz", ".nii")
 _LABELS = ("dseg", "probseg", "mask")
 
 
+#: Before, truth and edited.
+Images = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Counterfactual:
     """The three images that belong together.
@@ -44,7 +48,7 @@ class Counterfactual:
     def __str__(self) -> str:
         return f"{self.subject} {self.setting}"
 
-    def load(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(self) -> Images:
         """Before, truth and edited, each (X, Y, Z) float32 on one grid.
 
         Raises:
@@ -86,22 +90,26 @@ class Row:
     n: int
 
 
-def find_counterfactuals(folder: Path, edited: Path) -> tuple[list[Counterfactual], list[str]]:
+def find_counterfactuals(
+    folder: Path, edited: Path, subjects: Sequence[str] = (), sessions: Sequence[str] = ()
+) -> tuple[list[Counterfactual], list[str]]:
     """Every true counterfactual with its scan and its edited image, matched by file name.
 
     Args:
         folder: BIDS, with derivatives/truth/sub-*/[ses-*/]anat/sub-*_desc-*_T1w.nii.gz, as of cf-phantom.
         edited: has the same names, in the same folders or all in one.
+        subjects, sessions: labels to keep, with or without their sub- and ses-; all when empty.
     Returns:
         those that were edited, and the others as "sub-0001 agePlus30"; both in order of subject and change.
     Raises:
-        UsageError: edited is the truth itself. InputError: there is no truth, or no edited image of it.
+        UsageError: edited is the truth itself, or a label is not there. InputError: there is no truth, or no edited
+            image of it.
     """
     if not edited.is_dir():
         raise UsageError(f"{edited}: is no folder: give the folder of the edited images")
     root = folder / "derivatives" / "truth"
     found, missing, example = [], [], ""
-    for truth in sorted(_images(root)):
+    for truth in _wanted(sorted(_images(root)), root, subjects, sessions):
         place = truth.relative_to(root)
         subject, setting = _entity(truth, "sub"), _entity(truth, "desc")
         before = folder / place.with_name(truth.name.replace(f"_desc-{setting}", ""))
@@ -153,19 +161,22 @@ def truth_errors(before: np.ndarray, truth: np.ndarray, edited: np.ndarray) -> M
     return Measured("", "", scores, {"truth_ratio": 1.0, "inside_error": nothing, "outside_error": 0.0})
 
 
-def measure(pair: Counterfactual, metrics: Sequence[str], data_range: float = 0.0) -> Measured:
+def measure(
+    pair: Counterfactual, metrics: Sequence[str], data_range: float = 0.0, images: Images | None = None
+) -> Measured:
     """Score one edited image.
 
     Args:
-        pair: its images, which are read.
+        pair: whose images they are.
         metrics: of "truth-ratio", "psnr" (against the truth over the whole grid, peak = the scan's
             `intensity_scale`) and "ms-ssim" (against the truth).
         data_range: for MS-SSIM; the largest value in the whole set, from `largest_value`.
+        images: of `pair.load()`, where they were read already.
     Raises:
         VolumeError: an image cannot be read, or is on another grid.
         InputError: the scan is empty, or too small for MS-SSIM.
     """
-    before, truth, edited = pair.load()
+    before, truth, edited = images or pair.load()
     scores: dict[str, float] = {}
     nothing: dict[str, float] = {}
     try:
@@ -185,9 +196,8 @@ def measure(pair: Counterfactual, metrics: Sequence[str], data_range: float = 0.
     return Measured(pair.subject, pair.setting, scores, nothing)
 
 
-def largest_value(pair: Counterfactual) -> tuple[float, tuple[int, ...]]:
-    """The largest intensity in the three images, and their shape; errors as for `Counterfactual.load`."""
-    images = pair.load()
+def largest_value(images: Images) -> tuple[float, tuple[int, ...]]:
+    """The largest intensity in the three images, and their shape."""
     return max(float(image.max()) for image in images), images[0].shape
 
 
@@ -259,6 +269,17 @@ def bootstrap_ratio(
 def _mean_absolute(difference: np.ndarray, where: np.ndarray) -> float:
     values = difference[where]
     return float(np.abs(values).mean(dtype=np.float64)) if values.size else float("nan")
+
+
+def _wanted(truths: Sequence[Path], root: Path, subjects: Sequence[str], sessions: Sequence[str]) -> Sequence[Path]:
+    """Those of some subjects and sessions."""
+    for entity, labels in (("sub", subjects), ("ses", sessions)):
+        asked = {label.removeprefix(f"{entity}-") for label in labels}
+        if missing := asked - {_entity(path, entity) for path in truths}:
+            names = ", ".join(f"{entity}-{label}" for label in sorted(missing))
+            raise UsageError(f"{root}: no true counterfactual of {names}")
+        truths = [path for path in truths if not asked or _entity(path, entity) in asked]
+    return truths
 
 
 def _images(root: Path) -> Iterator[Path]:
