@@ -133,13 +133,20 @@ def read_participants(path: Path, key: str = "participant_id") -> dict[str, dict
     """
     if not path.exists():
         return {}
+    if not path.is_file():  # a FIFO would block
+        raise InputError(f"{path}: is not an ordinary file: put a table there, or nothing")
     try:
         text = path.read_text(encoding="utf-8-sig")
+        # Strict: a quote that is left open would swallow all people after it.
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t", strict=True))
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
-    rows = list(csv.reader(io.StringIO(text), delimiter="\t"))
+    except csv.Error as error:
+        raise InputError(f"{path}: is not tab-separated throughout ({error}): is a quote left open?") from None
     if not rows or key not in rows[0]:
         raise InputError(f"{path}: the first line needs a {key} column, separated by tabs")
+    if repeated := [name for name in rows[0] if name and rows[0].count(name) > 1]:
+        raise InputError(f"{path}: {repeated[0]} stands in its first line twice")
     unit = _unit_of_age(path.with_suffix(".json"))
     people: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], start=2):
@@ -225,7 +232,8 @@ def _unit_of_age(path: Path) -> str:
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        # A FIFO would block.
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}

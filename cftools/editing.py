@@ -99,7 +99,8 @@ def save_described(volume: Volume, provenance: Provenance, path: Path, force: bo
 def is_sidecar(sidecar: Path) -> bool:
     """Whether a JSON file is a sidecar that cftools wrote."""
     try:
-        return "cftools" in json.loads(sidecar.read_text(encoding="utf-8"))
+        # A FIFO would block.
+        return sidecar.is_file() and "cftools" in json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 

@@ -152,6 +152,18 @@ class Volume:
         write_atomic(path, self.to_bytes(gz=ending.endswith(".gz")), force)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and those above it, where they are not there yet.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{printable(folder)}: cannot be made ({error.strerror}): name another folder") from None
+
+
 def write_atomic(path: str | Path, data: bytes | Callable[[BinaryIO], None], force: bool = False) -> None:
     """Write a file whole or not at all: beside its destination first, then moved into place.
 

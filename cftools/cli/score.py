@@ -12,6 +12,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command, for_each
+from cftools.cli.jobs import check_tables
 from cftools.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def score(
     if before is None and not Path(truth).is_dir():
         what = "is one image: name the scan with --before" if Path(truth).exists() else "does not exist"
         raise UsageError(f"--truth {truth}: {what}")
+    check_tables([json, tsv], [edited, truth, before], force)
 
     from cftools.score.counterfactual import find_counterfactuals, single_counterfactual, summarise
 

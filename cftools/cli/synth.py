@@ -9,7 +9,7 @@ import typer
 
 from cftools.cli import latents, options, terminal
 from cftools.cli.app import Command
-from cftools.errors import OutputError
+from cftools.cli.jobs import check_folder
 
 
 def synth(
@@ -49,22 +49,18 @@ def synth(
     from cftools.planning import parse_sweep
     from cftools.preset import load_preset
     from cftools.provenance import dataset_description
-    from cftools.volume import write_atomic
+    from cftools.volume import make_folder, write_atomic
 
     assignments = [f"sex={','.join(sex)}"] if sex else []
     sweep = parse_sweep(age or [], [*assignments, *(set_ or [])]) if age or sex or set_ else [()]
     plan = pipe_plan(load_preset(preset), weights, Condition(), clip, "synth", steps=steps, guidance=guidance)
     cohort = people(plan, sweep, count)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise OutputError(f"{out}: exists and is not empty; name another folder or use --force")
+    check_folder(out, force)
     rows = [["participant_id", "sample", *plan.facts.variables]]
     for person in cohort:
         words = [cell(person.target.condition.get(name)) for name in plan.facts.variables]
         rows.append([person.name, str(person.sample), *words])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror}): name another folder") from None
+    make_folder(out)
     table = "".join("\t".join(row) + "\n" for row in rows)
     write_atomic(out / "participants.tsv", table.encode(), force=True)
     dataset_description(out, "Synthetic brains")
@@ -72,7 +68,7 @@ def synth(
         made = synthesise(plan, lambda: options.choose_device(device), cohort, seed, latents.command())
         for done, (person, volume, provenance) in enumerate(made, start=1):
             path = out / person.name / "anat" / f"{person.name}_T1w.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             save_described(volume, provenance, path, force)
             terminal.result(path)
             report(done, len(cohort), note=person.name)
