@@ -1,8 +1,9 @@
-"""Bad input at the level of commands: every bad file given to every command that reads such files.
+"""Bad input at the level of commands: every bad file given to commands that read such files.
 
 `CASES` are made from the corpora of images, latents, weights and tables, and from masks, streams and outputs that
-cannot be. `outcome` runs one in an empty folder, once, and says what came of it; the tests judge that, and
-docs/bad_input.py makes a page of it.
+cannot be. Of the commands that read a kind of file, the first gets every bad one, and the others take turns.
+`outcome` runs a case in an empty folder, once, and says what came of it; the tests judge that, and docs/bad_input.py
+makes a page of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,14 +32,18 @@ from cftools import weights
 from cftools.volume import Volume
 
 #: Seconds after which a command is taken to wait for ever, as it would on a FIFO.
-PATIENCE = 20
+PATIENCE = 10
 INPUT_REFUSED, USAGE = 3, 2
 
-BAD_LATENT, BAD_WEIGHTS = "bad.safetensors", "bad.safetensors"
+BAD = "bad.safetensors"
 TABLE = "bids/participants.tsv"
 SCAN = "bids/sub-01/anat/sub-01_T1w.nii.gz"
 AGED = ("--age", "79", "--from", "age=49,sex=F")
 COMPARED = ("--truth", "sound.nii", "--before", "sound.nii", "--metric", "psnr")
+
+
+Words = tuple[str, ...]
+Build = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,18 @@ class Case:
         kind, name: what is bad, and in which way.
         command: without cf-; words: what follows it.
         code: with which it ends; reason: words that the error must contain; subject: the file that it must name.
-        build: makes the bad file in the working folder, beside the sound ones of `furnish`.
+        build: makes the bad file in the working folder, beside the sound ones that the words name.
         stdin: bytes on standard input.
     """
 
     kind: str
     name: str
     command: str
-    words: tuple[str, ...]
+    words: Words
     code: int
     reason: str
     subject: str
-    build: Callable[[Path], object]
+    build: Build
     stdin: bytes = b""
 
     def __str__(self) -> str:
@@ -87,62 +92,102 @@ class Outcome:
         return "Traceback" in self.err or "this is a bug" in self.err
 
 
-def furnish(folder: Path) -> None:
-    """Sound files for a command to go with the bad one: a scan, latents of each kind, a BIDS folder."""
+@functools.cache
+def sound_files() -> dict[str, bytes]:
+    """Sound files to go with a bad one, by their paths: a scan, latents, a BIDS folder."""
     scan = Volume.from_array(bad_nifti.picture(), bad_nifti.AFFINE)
-    scan.save(folder / "sound.nii")
     state = bad_latents.sound_state()
-    state.save(folder / "state.safetensors")
-    state.as_edits(bad_latents.TARGETS[:1], [bad_latents.array(4)]).save(folder / "edited.safetensors")
-    (folder / SCAN).parent.mkdir(parents=True)
-    scan.save(folder / SCAN)
-    (folder / TABLE).write_bytes(bad_tables.SOUND)
+    edited = state.as_edits(bad_latents.TARGETS[:1], [bad_latents.array(4)])
+    return {
+        "sound.nii": scan.to_bytes(),
+        "state.safetensors": state.to_bytes(),
+        "edited.safetensors": edited.to_bytes(),
+        SCAN: scan.to_bytes(gz=True),
+        TABLE: bad_tables.SOUND,
+    }
+
+
+def furnish(folder: Path, words: Words) -> None:
+    """Write those of the sound files that a command line names."""
+    for name, data in sound_files().items():
+        first = name.partition("/")[0]
+        if any(first in word for word in words):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+
+def _nothing(folder: Path) -> None:
+    """Leave the folder as it is furnished."""
+
+
+def _bytes(name: str, data: bytes) -> Build:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def _spoilt(spoil: Callable[[bytes], bytes], sound: Callable[[], bytes]) -> Build:
+    return lambda folder: (folder / BAD).write_bytes(spoil(sound()))
+
+
+def _made(name: str, make: Build) -> Build:
+    """A builder of what is no ordinary file, under this name."""
+
+    def build(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+
+    return build
+
+
+def _link(name: str, target: str) -> Build:
+    return lambda folder: (folder / name).symlink_to(target)
+
+
+def _in_turn(readers: Sequence[tuple[str, Words]], number: int) -> tuple[tuple[str, Words], tuple[str, Words]]:
+    """The first reader, and another one that the number picks."""
+    first, *others = readers
+    return first, others[number % len(others)]
 
 
 def _images() -> Iterator[Case]:
-    readers: dict[str, Callable[[str], tuple[str, ...]]] = {
-        "edit": lambda bad: (*AGED, bad, "out.nii.gz"),
-        "encode": lambda bad: ("--from", "age=49,sex=F", bad, "out.safetensors"),
-        "prep": lambda bad: (bad, "out.nii.gz", "--transform", "out.txt", "--mask", "out_mask.nii.gz"),
-        "view": lambda bad: (bad, "-o", "new/"),
-        "score": lambda bad: (*COMPARED, bad, "--json", "out.json", "--tsv", "out.tsv"),
-        "decode": lambda bad: ("--onto", bad, "edited.safetensors", "out.nii.gz"),
-    }
-    for name, build in bad_nifti.REFUSED.items():
+    for number, (name, build) in enumerate(bad_nifti.REFUSED.items()):
         with tempfile.TemporaryDirectory() as folder:
             bad = str(build(Path(folder)).relative_to(folder))
-        for command, words in readers.items():
+        readers: list[tuple[str, Words]] = [
+            ("edit", (*AGED, bad, "out.nii.gz")),
+            ("encode", ("--from", "age=49,sex=F", bad, "out.safetensors")),
+            ("prep", (bad, "out.nii.gz", "--transform", "out.txt", "--mask", "out_mask.nii.gz")),
+            ("view", (bad, "-o", "new/")),
+            ("score", (*COMPARED, bad, "--json", "out.json", "--tsv", "out.tsv")),
+            ("decode", ("--onto", bad, "edited.safetensors", "out.nii.gz")),
+        ]
+        for command, words in _in_turn(readers, number):
             # Named by the first part alone where a pair's other half, or a file taken for a folder, is at fault.
             subject = bad.rpartition(".")[0].partition("/")[0]
-            yield Case("image", name, command, words(bad), INPUT_REFUSED, bad_nifti.REASONS[name], subject, build)
+            yield Case("image", name, command, words, INPUT_REFUSED, bad_nifti.REASONS[name], subject, build)
 
 
 def _streams() -> Iterator[Case]:
-    readers = {
-        "edit": (*AGED, "-", "out.nii.gz"),
-        "encode": ("--from", "age=49,sex=F", "-", "out.safetensors"),
-        "prep": ("-", "out.nii.gz"),
-        "view": ("-", "-o", "out.png"),
-    }
+    readers: list[tuple[str, Words]] = [
+        ("edit", (*AGED, "-", "out.nii.gz")),
+        ("encode", ("--from", "age=49,sex=F", "-", "out.safetensors")),
+        ("prep", ("-", "out.nii.gz")),
+        ("view", ("-", "-o", "out.png")),
+    ]
     sound = bad_nifti.nifti_bytes()
     for name, data, reason in (
         ("nothing", b"", "empty"),
         ("text", b"<html>not found</html>\n" * 20, "text"),
         ("cut short", sound[:-100], "truncated"),
     ):
-        for command, words in readers.items():
-            yield Case("image on stdin", name, command, words, INPUT_REFUSED, reason, "(-)", lambda _: None, data)
+        for command, words in readers:
+            yield Case("image on stdin", name, command, words, INPUT_REFUSED, reason, "(-)", _nothing, data)
     for command, words in (("invert", ("-", "out.safetensors")), ("decode", ("-", "out.nii.gz"))):
-        yield Case("latent on stdin", "nothing", command, words, INPUT_REFUSED, "empty", "(-)", lambda _: None)
-        yield Case("latent on stdin", "an image", command, words, INPUT_REFUSED, "an image", "(-)", lambda _: None, sound)
-
-
-def _spoilt(spoil: Callable[[bytes], bytes], sound: Callable[[], bytes]) -> Callable[[Path], object]:
-    return lambda folder: (folder / "bad.safetensors").write_bytes(spoil(sound()))
+        yield Case("latent on stdin", "nothing", command, words, INPUT_REFUSED, "empty", "(-)", _nothing)
+        yield Case("latent on stdin", "an image", command, words, INPUT_REFUSED, "an image", "(-)", _nothing, sound)
 
 
 #: What is no file, under a name that can be given to any command.
-NO_FILES: dict[str, Callable[[Path], object]] = {
+NO_FILES: dict[str, Build] = {
     "missing": lambda path: None,
     "folder": Path.mkdir,
     "fifo": os.mkfifo,
@@ -152,26 +197,26 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 
 def _latents() -> Iterator[Case]:
-    readers = {
-        "invert": (BAD_LATENT, "out.safetensors"),
-        "resample": ("--age", "+20", BAD_LATENT, "out.safetensors"),
-        "decode": (BAD_LATENT, "new/"),
-    }
+    readers: list[tuple[str, Words]] = [
+        ("invert", (BAD, "out.safetensors")),
+        ("resample", ("--age", "+20", BAD, "out.safetensors")),
+        ("decode", (BAD, "new/")),
+    ]
     sound = functools.cache(lambda: bad_latents.sound_state().to_bytes())
     bad = {name: (_spoilt(spoil, sound), reason) for name, (spoil, reason) in bad_latents.BAD.items()}
     for name, make in NO_FILES.items():
         reason = "does not exist" if name in ("missing", "dangling link") else "not an ordinary file"
-        bad[name] = (lambda folder, make=make: make(folder / BAD_LATENT), reason)
-    for name, (build, reason) in bad.items():
-        for command, words in readers.items():
-            yield Case("latent", name, command, words, INPUT_REFUSED, reason, BAD_LATENT, build)
+        bad[name] = (_made(BAD, make), reason)
+    for number, (name, (build, reason)) in enumerate(bad.items()):
+        for command, words in _in_turn(readers, number):
+            yield Case("latent", name, command, words, INPUT_REFUSED, reason, BAD, build)
     for command, words, reason in (
         ("invert", ("state.safetensors", "out.safetensors"), "give what cf-encode writes"),
         ("resample", ("--age", "+20", "edited.safetensors", "out.safetensors"), "give what cf-invert writes"),
         ("decode", ("state.safetensors", "out.nii.gz"), "give what cf-resample writes"),
     ):
         subject = next(word for word in words if word.endswith(".safetensors"))
-        yield Case("latent", "of another command", command, words, INPUT_REFUSED, reason, subject, lambda _: None)
+        yield Case("latent", "of another command", command, words, INPUT_REFUSED, reason, subject, _nothing)
 
 
 @functools.cache
@@ -183,43 +228,36 @@ def _sound_weights() -> bytes:
 
 
 def _weights() -> Iterator[Case]:
-    readers = {
-        "weights": ("add", BAD_WEIGHTS, "mine", "--description", "bad", "--serves", "twin"),
-        "weights info": ("info", BAD_WEIGHTS, "--json", "out.json"),
-        "edit": ("--weights", BAD_WEIGHTS, *AGED, "sound.nii", "out.nii.gz"),
-    }
+    readers: list[tuple[str, Words]] = [
+        ("weights", ("add", BAD, "mine", "--description", "bad", "--serves", "twin")),
+        ("weights", ("info", BAD, "--json", "out.json")),
+        ("edit", ("--weights", BAD, *AGED, "sound.nii", "out.nii.gz")),
+    ]
     bad = {name: (_spoilt(spoil, _sound_weights), reason) for name, (spoil, reason) in bad_weights.BAD.items()}
     for name, make in NO_FILES.items():
-        bad[name] = (lambda folder, make=make: make(folder / BAD_WEIGHTS), "neither bundled weights")
-    for name, (build, reason) in bad.items():
-        for command, words in readers.items():
-            if (command, name) != ("weights info", "NaN"):  # it reads the head alone
-                program = command.partition(" ")[0]
-                yield Case("weights", name, program, words, INPUT_REFUSED, reason, BAD_WEIGHTS, build)
+        bad[name] = (_made(BAD, make), "neither bundled weights")
+    for number, (name, (build, reason)) in enumerate(bad.items()):
+        for command, words in _in_turn(readers, number):
+            if (words[0], name) != ("info", "NaN"):  # it reads the head alone
+                yield Case("weights", name, command, words, INPUT_REFUSED, reason, BAD, build)
 
 
 def _tables() -> Iterator[Case]:
-    readers = {
-        "edit": ("--age", "+30", "bids", "out/"),
-        "edit ": ("--age", "+30", SCAN, "out.nii.gz"),
-        "encode": (SCAN, "out.safetensors"),
-        "train": ("--preset", "twin", "--no-template", "--data", "bids", "--source", "ours", "--out", "run"),
-        "phantom": ("--base", "bids", "-n", "1", "out"),
-    }
-    bad: dict[str, tuple[Callable[[Path], object], str]] = {
-        name: (lambda folder, data=data: (folder / TABLE).write_bytes(data), reason)
-        for name, (data, reason) in bad_tables.REFUSED.items()
+    readers: list[tuple[str, Words]] = [
+        ("edit", ("--age", "+30", "bids", "out/")),
+        ("edit", ("--age", "+30", SCAN, "out.nii.gz")),
+        ("encode", (SCAN, "out.safetensors")),
+        ("train", ("--preset", "twin", "--no-template", "--data", "bids", "--source", "ours", "--out", "run")),
+        ("phantom", ("--base", "bids", "-n", "1", "out")),
+    ]
+    bad: dict[str, tuple[Build, str]] = {
+        name: (_bytes(TABLE, data), reason) for name, (data, reason) in bad_tables.REFUSED.items()
     }
     for name in ("folder", "fifo", "device"):
-        bad[name] = (lambda folder, make=NO_FILES[name]: _instead(folder / TABLE, make), "is not an ordinary file")
+        bad[name] = (_made(TABLE, NO_FILES[name]), "is not an ordinary file")
     for name, (build, reason) in bad.items():
-        for command, words in readers.items():
-            yield Case("table", name, command.strip(), words, INPUT_REFUSED, reason, TABLE, build)
-
-
-def _instead(path: Path, make: Callable[[Path], object]) -> None:
-    path.unlink()
-    make(path)
+        for command, words in readers:
+            yield Case("table", name, command, words, INPUT_REFUSED, reason, TABLE, build)
 
 
 def _masks() -> Iterator[Case]:
@@ -236,18 +274,16 @@ def _masks() -> Iterator[Case]:
         ("of everything", left * 0 + 1, bad_nifti.AFFINE, "every voxel is 1"),
     ):
         data = bad_nifti.nifti_bytes(array.astype(np.float32), affine)
-        build = lambda folder, data=data: (folder / "mask.nii").write_bytes(data)
-        yield Case("mask", name, "edit", words, INPUT_REFUSED, reason, "mask.nii", build)
-    yield Case("mask", "missing", "edit", words, INPUT_REFUSED, "does not exist", "mask.nii", lambda _: None)
+        yield Case("mask", name, "edit", words, INPUT_REFUSED, reason, "mask.nii", _bytes("mask.nii", data))
+    yield Case("mask", "missing", "edit", words, INPUT_REFUSED, "does not exist", "mask.nii", _nothing)
 
 
 def _outputs() -> Iterator[Case]:
-    def case(name: str, command: str, words: tuple[str, ...], reason: str, subject: str, *made: object) -> Case:
-        (build,) = made or (lambda folder: None,)
-        return Case("output", name, command, words, USAGE, reason, subject, build)  # type: ignore[arg-type]
+    def case(name: str, command: str, words: Words, reason: str, subject: str, build: Build = _nothing) -> Case:
+        return Case("output", name, command, words, USAGE, reason, subject, build)
 
     long = "long" * 99
-    writers: dict[str, tuple[tuple[str, ...], str]] = {
+    writers: dict[str, tuple[Words, str]] = {
         "edit": ((*AGED, "sound.nii"), ".nii.gz"),
         "encode": (("--from", "age=49,sex=F", "sound.nii"), ".safetensors"),
         "invert": (("state.safetensors",), ".safetensors"),
@@ -261,10 +297,10 @@ def _outputs() -> Iterator[Case]:
         out = f"out{ending}"
         yield case("in no folder", command, (*words, f"missing/{out}"), "does not exist", f"missing/{out}")
         yield case("below a file", command, (*words, f"sound.nii/{out}"), "does not exist", f"sound.nii/{out}")
-        yield case("there already", command, (*words, out), "exists already", out, _touched(out))
-        yield case("a link to nowhere", command, (*words, out), "exists already", out, _linked_to(out, "nowhere"))
-        yield case("a pipe", command, (*words, out, "--force"), "not an ordinary file", out, _pipe(out))
-        yield case("a device", command, (*words, out, "--force"), "ordinary file", out, _linked_to(out, "/dev/full"))
+        yield case("there already", command, (*words, out), "exists already", out, _bytes(out, b"mine"))
+        yield case("a link to nowhere", command, (*words, out), "exists already", out, _link(out, "nowhere"))
+        yield case("a pipe", command, (*words, out, "--force"), "not an ordinary file", out, _made(out, os.mkfifo))
+        yield case("a device", command, (*words, out, "--force"), "ordinary file", out, _link(out, "/dev/full"))
         yield case("a name too long", command, (*words, long + ending), "File name too long", "long")
     for command, words in (
         ("edit", (*AGED, "sound.nii", "-o")),
@@ -295,7 +331,7 @@ def _outputs() -> Iterator[Case]:
         ("view", ("sound.nii", "-o", "out.bmp"), "out.bmp"),
     ):
         yield case("of another kind", command, words, "end", subject)
-    link = _linked_to("out.nii", "sound.nii")
+    link = _link("out.nii", "sound.nii")
     yield case("a link to an input", "edit", (*AGED, "sound.nii", "out.nii", "--force"), "is an input", "out.nii", link)
     for command, words in (
         ("edit", (*AGED, "sound.nii", "out.nii")),
@@ -306,18 +342,6 @@ def _outputs() -> Iterator[Case]:
         yield case("facts in no folder", command, (*words, *json), "does not exist", "missing/facts.json")
     for command, words in (("phantom", ("-n", "1", "bids")), ("synth", ("--age", "50", "bids"))):
         yield case("a folder in use", command, words, "not empty", "bids")
-
-
-def _touched(name: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(b"mine")
-
-
-def _linked_to(name: str, target: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).symlink_to(target)
-
-
-def _pipe(name: str) -> Callable[[Path], object]:
-    return lambda folder: os.mkfifo(folder / name)
 
 
 CASES: tuple[Case, ...] = (
@@ -336,13 +360,13 @@ def outcome(case: Case) -> Outcome:
     """Run a case, unless it was run before."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        furnish(folder)
+        furnish(folder, case.words)
         case.build(folder)
         before = contents(folder)
         code, out, err = run(case.command, case.words, folder, case.stdin)
         after = contents(folder)
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-    return Outcome(code, out, err, tuple(changed))
+    return Outcome(code, out, err.replace(f"{folder}/", ""), tuple(changed))
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -355,27 +379,26 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
-def run(command: str, words: tuple[str, ...], folder: Path, stdin: bytes = b"") -> tuple[int, str, str]:
+def run(command: str, words: Words, folder: Path, stdin: bytes = b"") -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command in a folder, run in this process.
 
-    What it would add to the bundled weights would go into the folder: into `bundled`, when that is there.
+    What cf-weights would add to the bundled weights would go into the folder.
     """
     main = import_module(f"cftools.cli.{command}").main
     streams = [io.TextIOWrapper(io.BytesIO(data), encoding="utf-8") for data in (stdin, b"", b"")]
-    bundled = folder / "bundled"
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(mock.patch.object(sys, "stdin", streams[0]))
         stack.enter_context(contextlib.redirect_stdout(streams[1]))
         stack.enter_context(contextlib.redirect_stderr(streams[2]))
-        if bundled.is_dir():
-            stack.enter_context(mock.patch.object(weights, "bundled_dir", lambda: bundled))
+        if command == "weights":
+            stack.enter_context(mock.patch.object(weights, "bundled_dir", lambda: folder))
         stack.enter_context(_patience())
         code = main(words)
     texts = []
     for stream in streams[1:]:
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode(errors="replace"))  # type: ignore[attr-defined]
+        texts.append(stream.buffer.getvalue().decode(errors="surrogateescape"))
     return code, texts[0], texts[1]
 
 

@@ -18,6 +18,7 @@ stands. A returned int is the exit code. -h, -q and -v are added to every comman
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import math
 import os
@@ -91,6 +92,9 @@ class Command:
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         running.name, running.verbosity, running.stdout_is_data = self.name, 0, False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # The names of files go out as the bytes they are, be they UTF-8 or not.
+            sys.stdout.reconfigure(errors="surrogateescape")
         _stop_cleanly_when_terminated()
         logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.ERROR)
         with warnings.catch_warnings():

@@ -168,7 +168,8 @@ def edit(
 
         names = sorted(method.facts.variables)
         rows = [["scan", "image", *names, *(f"{name}_ml" for name in VOLUMES)], *table]
-        write_atomic(volumes, "".join("\t".join(row) + "\n" for row in rows).encode(), force=force)
+        lines = "".join("\t".join(row) + "\n" for row in rows)
+        write_atomic(volumes, lines.encode(errors="surrogateescape"), force=force)
     if json:
         terminal.write_json(facts, json, force)
     return code
