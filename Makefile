@@ -2,9 +2,11 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Debian packages that some tests need, which are skipped without them: MRtrix3 reads our images.
+DEBIAN := mrtrix3
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test test-slurm lint types docs weights
+.PHONY: help install debian demo test test-slurm lint types docs weights
 .NOTPARALLEL:
 
 help:
@@ -14,6 +16,7 @@ help:
 	@echo "make docs     the site, into site/"
 	@echo "make weights  train the bundled weights anew, into runs/ (five hours; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
+	@echo "make debian   what some tests need beside Python: $(DEBIAN); as root, on Debian"
 
 install: $(INSTALLED)
 
@@ -22,6 +25,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@touch $@
+
+# Without root, apt or its servers the tests that need them are skipped.
+debian:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) \
+		|| echo "$(DEBIAN): not installed, tests that need them are skipped"; fi
 
 # A real anatomy: the MNI152 average that nilearn carries, made of adults of 25 on average. Then a simulated subject,
 # whose picture shows the edit and the truth next to each other.

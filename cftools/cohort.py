@@ -181,15 +181,19 @@ def read_participants(path: Path, key: str = "participant_id") -> dict[str, dict
 @lru_cache(maxsize=64)
 def _table(path: Path, key: str, changed: int, size: int) -> dict[str, dict[str, str]]:
     """The rows of a table by their names; when it changed and its size tell one state of a file from another."""
-    rows = list(csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t"))
+    try:
+        # Strict: a quote that is left open would swallow all people after it.
+        rows = list(csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t", strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}: is not tab-separated throughout ({error}): is a quote left open?") from None
     columns = [_column(word) for word in rows[0]] if rows else []
     if key not in columns:
         first = rows[0][0] if rows and len(rows[0]) == 1 else ""
         seen = next((name for mark, name in _SEPARATORS.items() if mark in first), "")
         hint = f", not {seen}" if seen else ""
         raise InputError(f"{path}: the first line needs a {key} column, separated by tabs{hint}")
-    if len(set(columns)) < len(columns):
-        raise InputError(f"{path}: a column stands in its first line twice")
+    if repeated := [name for name in columns if name and columns.count(name) > 1]:
+        raise InputError(f"{path}: {repeated[0]} stands in its first line twice")
     prefix = {"participant_id": "sub", "session_id": "ses"}[key]
     people: dict[str, dict[str, str]] = {}
     odd: list[str] = []
@@ -216,6 +220,8 @@ def _table(path: Path, key: str, changed: int, size: int) -> dict[str, dict[str,
 
 def _text(path: Path) -> str:
     """What a text file holds, as UTF-8 or as UTF-16 that says so."""
+    if not path.is_file():  # a FIFO would block
+        raise InputError(f"{path}: is not an ordinary file: put a table there, or nothing")
     try:
         data = path.read_bytes()
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -314,7 +320,8 @@ def _levels_of_sex(meanings: Mapping[str, object]) -> dict[str, str]:
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        # A FIFO would block.
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}

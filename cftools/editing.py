@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
-from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, OutputError, WeightsError
+from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, WeightsError
 from cftools.planning import METHODS, Changes, Plan, editing_command
 from cftools.preset import Preset
 from cftools.provenance import Provenance, sidecar_path, source_name, write_sidecar
@@ -110,22 +110,48 @@ class Edited:
 
 
 def save_described(volume: Volume, provenance: Provenance, path: Path, force: bool = False) -> None:
-    """Write an image and the sidecar beside it; errors and order as `Edited.save`."""
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already: --force replaces it")
-    # A JSON without an image is what a killed run leaves.
-    sidecar = write_sidecar(path, provenance, force=force or is_sidecar(sidecar_path(path)))
+    """Write an image and the sidecar beside it; errors and order as `Edited.save`.
+
+    Where another task writes the same image at the same time, one of them has both, and the other has an error.
+    """
+    from cftools.volume import write_atomic
+
+    sidecar = sidecar_path(path)
+    before: bytes | None = None
+    ours: bytes | None = None
+
+    def describe() -> None:
+        nonlocal before, ours
+        before = _content(sidecar)
+        # A JSON without an image is what a killed run leaves.
+        write_sidecar(path, provenance, force=force or is_sidecar(sidecar))
+        ours = provenance.content()
+
     try:
-        volume.save(path, force=force)
+        volume.save(path, force=force, first=describe)
     except BaseException:
-        sidecar.unlink(missing_ok=True)
+        if ours is not None and _content(sidecar) == ours:
+            if before is not None:
+                write_atomic(sidecar, before, force=True)
+            elif not path.exists():
+                sidecar.unlink()
         raise
+    if _content(sidecar) != ours:
+        write_sidecar(path, provenance, force=True)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes() if path.is_file() else None  # a FIFO would block
+    except OSError:
+        return None
 
 
 def is_sidecar(sidecar: Path) -> bool:
     """Whether a JSON file is a sidecar that cftools wrote."""
     try:
-        return "cftools" in json.loads(sidecar.read_text(encoding="utf-8"))
+        # A FIFO would block.
+        return sidecar.is_file() and "cftools" in json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 

@@ -52,7 +52,7 @@ class RegistrationError(InputError):
     """A scan could not be brought onto the template."""
 
 
-class WeightsError(CftoolsError):
+class WeightsError(InputError):
     """A checkpoint is missing, damaged, or not the one the index promises."""
 
 

@@ -138,7 +138,7 @@ class Latent:
         Raises:
             OutputError: its name does not end in .safetensors; it exists already, or cannot be written.
         """
-        if Path(path).suffix != SUFFIX:
+        if Path(path).suffix.lower() != SUFFIX:
             raise OutputError(f"{printable(path)}: latents are {SUFFIX} files: give it that ending")
         write_atomic(path, self.to_bytes(), force)
 

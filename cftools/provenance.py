@@ -94,6 +94,10 @@ class Provenance:
         }
         return {key: value for key, value in bids.items() if value is not None}
 
+    def content(self) -> bytes:
+        """The bytes of the sidecar: the same provenance always gives the same."""
+        return _json(self.document())
+
 
 def write_sidecar(image: str | Path, provenance: Provenance, force: bool = False) -> Path:
     """Write the JSON that stands beside an image, and return its path.
@@ -104,7 +108,7 @@ def write_sidecar(image: str | Path, provenance: Provenance, force: bool = False
     from cftools.volume import write_atomic
 
     path = sidecar_path(image)
-    write_atomic(path, _json(provenance.document()), force=force)
+    write_atomic(path, provenance.content(), force=force)
     return path
 
 

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from cftools.errors import OutputError, UsageError
+from cftools.nifti import printable
 from cftools.volume import Volume, write_atomic
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _name(volume: Volume) -> str:
 
 
 def _title(volume: Volume) -> str:
-    return volume.path.name.removesuffix(".gz").removesuffix(".nii") if volume.path else "-"
+    return printable(volume.path.name.removesuffix(".gz").removesuffix(".nii")) if volume.path else "-"
 
 
 def _to_ras(volume: Volume) -> tuple[np.ndarray, np.ndarray]:

@@ -140,8 +140,8 @@ class Volume:
                 stream.write(self.array[..., z].astype("<f4", copy=False).tobytes(order="F"))
         return buffer.getvalue()
 
-    def save(self, path: str | Path, force: bool = False) -> None:
-        """Write .nii or .nii.gz, as the name says, whole or not at all.
+    def save(self, path: str | Path, force: bool = False, first: Callable[[], None] | None = None) -> None:
+        """Write .nii or .nii.gz, as the name says, whole or not at all; arguments as `write_atomic`.
 
         Raises:
             OutputError: another ending, or as `write_atomic`.
@@ -149,10 +149,27 @@ class Volume:
         ending = Path(path).name.lower()
         if not ending.endswith((".nii", ".nii.gz")):
             raise OutputError(f"{printable(path)}: an output image must be named .nii or .nii.gz: rename it")
-        write_atomic(path, self.to_bytes(gz=ending.endswith(".gz")), force)
+        write_atomic(path, self.to_bytes(gz=ending.endswith(".gz")), force, first)
 
 
-def write_atomic(path: str | Path, data: bytes | Callable[[BinaryIO], None], force: bool = False) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and those above it, where they are not there yet.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{printable(folder)}: cannot be made ({error.strerror}): name another folder") from None
+
+
+def write_atomic(
+    path: str | Path,
+    data: bytes | Callable[[BinaryIO], None],
+    force: bool = False,
+    first: Callable[[], None] | None = None,
+) -> None:
     """Write a file whole or not at all: beside its destination first, then moved into place.
 
     A kill leaves the destination as it was, and at most a hidden .part file, which an exception removes. A
@@ -161,7 +178,8 @@ def write_atomic(path: str | Path, data: bytes | Callable[[BinaryIO], None], for
     Args:
         path: destination; its folder must exist.
         data: the bytes, or a function that writes them to the stream it is given.
-        force: replace what is there.
+        force: replace what is there; without it, of several tasks that write one file at once only one does.
+        first: called when all is written, just before it is moved into place.
     Raises:
         OutputError: exists already, is a folder or a device, its folder is missing or unwritable, disk full.
     """
@@ -177,13 +195,32 @@ def write_atomic(path: str | Path, data: bytes | Callable[[BinaryIO], None], for
             stream.flush()
             os.fsync(stream.fileno())
         _check_destination(path, force)  # again: another task may have written it meanwhile
-        os.replace(temporary, path)
+        if first is not None:
+            first()
+        _move(temporary, path, force)
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{printable(path)}: cannot be written ({reason}): write it elsewhere") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _move(temporary: Path, path: Path, force: bool) -> None:
+    """Give a whole file its name; without force never the name of another, even one that came this instant."""
+    if not force:
+        try:
+            os.link(temporary, path)
+            return
+        except FileExistsError:
+            raise _exists_already(path) from None
+        except OSError:
+            _check_destination(path, force)  # a file system without hard links: as near as it gets
+    os.replace(temporary, path)
+
+
+def _exists_already(path: Path) -> OutputError:
+    return OutputError(f"{printable(path)}: exists already: pass --force to replace it, or name another output")
 
 
 def _check_destination(path: Path, force: bool) -> None:
@@ -195,4 +232,4 @@ def _check_destination(path: Path, force: bool) -> None:
     if path.exists() and not path.is_file():
         raise OutputError(f"{name}: is not an ordinary file: name another output")
     if os.path.lexists(path) and not force:
-        raise OutputError(f"{name}: exists already: pass --force to replace it, or name another output")
+        raise _exists_already(path)

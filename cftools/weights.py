@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -169,7 +170,7 @@ def locate(name_or_path: str | Path, folder: Path | None = None) -> tuple[Path, 
             raise WeightsError(f"{path}: the file of bundled weights {name} is missing: reinstall cftools")
         return path, entries[name]
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = ", ".join(entries) or "none"
         raise WeightsError(f"{name}: neither bundled weights (there are: {known}) nor a file")
     return path, None

@@ -684,15 +684,15 @@ def test_an_image_that_cannot_be_written_leaves_no_json(
 
 
 def test_kill_in_the_middle_leaves_no_image_and_no_obstacle(place: Path, bundle: Path) -> None:
-    # The second fsync is the image's, all of it written but not yet moved into place.
+    # All of the image is written, and its JSON lies there, but it is not yet moved into place.
     code = (
         "import os, signal, sys\n"
-        "synced = []\n"
-        "def fsync(descriptor):\n"
-        "    synced.append(descriptor)\n"
-        "    if len(synced) == 2:\n"
+        "link = os.link\n"
+        "def kill_or_link(source, target):\n"
+        "    if str(target).endswith('.nii.gz'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "os.fsync = fsync\n"
+        "    link(source, target)\n"
+        "os.link = kill_or_link\n"
         "from cftools.cli.edit import main\n"
         "main(sys.argv[1:])\n"
     )

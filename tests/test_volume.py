@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gzip
 import os
@@ -21,8 +20,6 @@ import numpy as np
 import pytest
 import SimpleITK
 from bad_nifti import ACCEPTED, AFFINE, REASONS, REFUSED, WARNINGS, nifti_bytes, picture
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cftools.errors import CftoolsWarning, OutputError, VolumeError
 from cftools.volume import Volume, write_atomic
@@ -180,39 +177,6 @@ def test_reading_needs_at_most_twice_the_volume(dtype: type, packed: bool, tmp_p
         assert tracemalloc.get_traced_memory()[1] < 2 * size
     finally:
         tracemalloc.stop()
-
-
-@st.composite
-def damage(draw: st.DrawFn, data: bytes) -> bytes:
-    """Some bytes changed, more often in the header, and perhaps the end cut off."""
-    changed = bytearray(data)
-    places = st.integers(0, min(351, len(data) - 1)) | st.integers(0, len(data) - 1)
-    for place in draw(st.lists(places, max_size=4)):
-        changed[place] = draw(st.integers(0, 255))
-    return bytes(changed[: draw(st.just(len(data)) | st.integers(0, len(data)))])
-
-
-SMALL = np.arange(210, dtype=np.int16).reshape(5, 6, 7)
-
-
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.filterwarnings("ignore::cftools.errors.CftoolsWarning")
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(draw=st.data())
-def test_damaged_bytes_load_or_are_refused(kind: type, draw: st.DataObject) -> None:
-    with contextlib.suppress(VolumeError):
-        volume = Volume.from_bytes(draw.draw(damage(nifti_bytes(SMALL, kind=kind))))
-        again = Volume.from_bytes(volume.to_bytes())  # what is accepted can be written and read
-        assert np.isfinite(volume.array).all() and np.array_equal(again.array, volume.array)
-        assert np.array_equal(again.affine, volume.affine)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(draw=st.data())
-def test_damaged_gzip_never_gives_other_voxels(draw: st.DataObject) -> None:
-    with contextlib.suppress(VolumeError):
-        volume = Volume.from_bytes(draw.draw(damage(gzip.compress(nifti_bytes(SMALL), mtime=0))))
-        assert np.array_equal(volume.array, SMALL) and np.array_equal(volume.affine, AFFINE)
 
 
 def test_a_volume_goes_together(tiny_volume: Volume) -> None:

@@ -18,6 +18,7 @@ stands. A returned int is the exit code. -h, -q and -v are added to every comman
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import math
 import os
@@ -89,6 +90,10 @@ class Command:
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
         running.name, running.verbosity, running.stdout_is_data = self.name, 0, False
+        _open_what_is_closed()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # The names of files go out as the bytes they are, be they UTF-8 or not.
+            sys.stdout.reconfigure(errors="surrogateescape")
         _stop_cleanly_when_terminated()
         logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.ERROR)
         with warnings.catch_warnings():
@@ -231,6 +236,13 @@ def describe_fault(fault: Exception) -> tuple[int, str]:
         where = f": {os.fspath(fault.filename)!s}" if fault.filename is not None else ""
         return SOME_FAILED, f"{fault.strerror}{where}"
     return SOME_FAILED, f"{type(fault).__name__}: {fault} (this is a bug: -vv shows where)"
+
+
+def _open_what_is_closed() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) the null device instead."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _stop_cleanly_when_terminated() -> None:

@@ -42,7 +42,7 @@ def decode(
     from cftools.cohort import described
     from cftools.editing import save_described
     from cftools.piping import decode, provenance
-    from cftools.volume import Volume
+    from cftools.volume import Volume, make_folder
 
     given = latents.read(latent)
     given.check_kind("edited")
@@ -53,12 +53,12 @@ def decode(
         terminal.write_bytes(b"")  # refuses a terminal now rather than after the work
         paths: list[Path | None] = [None]
     elif is_folder(output, len(targets) > 1):
-        named = onto or Path("decoded.nii.gz")
-        paths = [Path(output) / described(named, target.entity or "factual") for target in targets]
+        scan_name = onto or Path("decoded.nii.gz")
+        paths = [Path(output) / described(scan_name, target.entity or "factual") for target in targets]
     else:
         paths = [Path(output)]
-    there = [path for path in paths if path and (path.parent.is_dir() or path == Path(output))]  # a folder may be new
-    check_files(dict.fromkeys(there, IMAGE_ENDINGS), [latent, onto, region], force)
+    named = [path for path in paths if path]
+    check_files(dict.fromkeys(named, IMAGE_ENDINGS), [latent, onto, region], force, folders=named != [Path(output)])
     if onto is None and volume is not None:
         raise UsageError("--volume says which one of --onto, and there is none")
     scan = Volume.load(onto, volume) if onto else None
@@ -68,7 +68,7 @@ def decode(
         if path is None:
             terminal.write_bytes(image.to_bytes())
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         record = provenance(given, target, latents.command(), carry, onto is not None)
         save_described(image, record, path, force)
         terminal.result(path)

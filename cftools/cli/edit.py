@@ -291,7 +291,7 @@ def _write_volumes(path: Path, variables: Sequence[str], lines: Sequence[list[st
     from cftools.volumes import VOLUMES
 
     rows = [["scan", "image", *variables, *(f"{name}_ml" for name in VOLUMES)], *lines]
-    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode(), force=force)
+    write_atomic(path, "".join("\t".join(row) + "\n" for row in rows).encode(errors="surrogateescape"), force=force)
 
 
 main = Command("cf-edit", edit)

@@ -198,6 +198,7 @@ def check_files(
     inputs: Iterable[Path | str | None],
     force: bool,
     others: Iterable[Path] = (),
+    folders: bool = False,
 ) -> None:
     """Raise an OutputError or a UsageError unless every output can be written and harms no input.
 
@@ -205,6 +206,7 @@ def check_files(
         outputs: with the endings that each may have.
         inputs: files that are read; - and None are none.
         others: images and tables that are written too, checked elsewhere.
+        folders: whether the folders of outputs are made when absent.
     """
     from cftools.provenance import sidecar_path
 
@@ -212,7 +214,7 @@ def check_files(
     read = {_identity(path) for one in named for path in (one, sidecar_path(one))} - {None}
     seen = {_place(one) for path in others for one in (path, sidecar_path(path))}
     for path, endings in outputs.items():
-        if str(path) == "-" or not str(path).endswith(endings):
+        if str(path) == "-" or not str(path).lower().endswith(endings):
             raise OutputError(f"{path}: such a file ends in {' or '.join(endings)}: name it so")
         sidecar = sidecar_path(path) if endings == IMAGE_ENDINGS else path
         places = {_place(one) for one in (path, sidecar)}
@@ -221,14 +223,26 @@ def check_files(
         seen |= places
         if {_identity(path), _identity(sidecar)} & read:
             raise OutputError(f"{path}: it, or the JSON beside it, is an input: name another output")
-        if not path.parent.is_dir():
+        if not folders and not path.parent.is_dir():
             raise OutputError(f"{path}: the folder {path.parent} does not exist: make it first")
         _check_output(path, sidecar, force, sure=True)
 
 
+def check_tables(names: Iterable[str | None], inputs: Iterable[str | None], force: bool) -> None:
+    """`check_files` for JSON and tables as they are named on the command line, with any ending; - is stdout."""
+    check_files({Path(name): ("",) for name in names if name and name != "-"}, inputs, force)
+
+
+def check_folder(folder: Path, force: bool) -> None:
+    """Raise an OutputError unless a folder is there or can be made, and is empty or may be written over."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())) and not force:
+        raise OutputError(f"{folder}: exists and is not empty; name another folder or use --force")
+    _check_writable(folder, folder)
+
+
 def _is_dataset(word: str) -> bool:
     # A folder named like an image is one that is refused as such.
-    return Path(word).is_dir() and not word.endswith(IMAGE_ENDINGS)
+    return os.path.isdir(word) and not word.endswith(IMAGE_ENDINGS)
 
 
 def _jobs_of_dataset(words: Sequence[str], output: str | None, wanted: Wanted, naming: Naming) -> list[Job]:
@@ -254,7 +268,7 @@ def _job(scan: Path, folder: Path, naming: Naming) -> Job:
 
 def is_folder(output: str, several: bool, endings: tuple[str, ...] = IMAGE_ENDINGS) -> bool:
     """Whether an output is a folder; else it is one file."""
-    if output.endswith("/") or Path(output).is_dir():
+    if output.endswith("/") or os.path.isdir(output):
         return True
     is_file = output.lower().endswith(endings)
     if several and (is_file or output == "-"):
@@ -312,17 +326,40 @@ def _check_output(path: Path, sidecar: Path, force: bool, sure: bool) -> None:
 
     ours = is_sidecar(sidecar)
     for each in (path, sidecar):
-        if not os.path.lexists(each) or (each != path and ours):
+        if not _is_there(each) or (each != path and ours):
             continue
         if each.is_dir():
             raise OutputError(f"{each}: is a folder: name another output")
+        if each.exists() and not each.is_file():
+            raise OutputError(f"{each}: is not an ordinary file: name another output")
         if not force:
             raise OutputError(f"{each}: exists already: --force replaces it; several scans go with -o DIR")
         if not (sure or ours):
             raise OutputError(f"{each}: was not made by cftools: to replace it nevertheless, name it with -o")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    _check_writable(path, path.parent)
+
+
+def _check_writable(output: Path, folder: Path) -> None:
+    """Raise an OutputError unless a folder, or the nearest one above it that there is, can be written to."""
+    whole = folder.absolute()
+    above = next(one for one in (whole, *whole.parents) if os.path.exists(one))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: {above} is no folder that can be written to: name another one")
+        raise OutputError(f"{output}: {above} is no folder that can be written to: name another one")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything under a name, be it a link to nowhere.
+
+    Raises:
+        OutputError: nothing can have this name.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}): name another output") from None
+    return True
 
 
 def _place(path: Path) -> Path:

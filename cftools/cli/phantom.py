@@ -10,6 +10,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
+from cftools.cli.jobs import check_folder
 from cftools.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def phantom(
         raise UsageError(f"--ages {ages}: the lower age comes first")
 
     twins = [change for text in twin or [] for change in _changes(text)]
+    check_folder(out, force)
 
     import torch
 

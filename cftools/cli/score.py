@@ -13,7 +13,7 @@ import typer
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
 from cftools.cli.batch import Batch, Record, Stages
-from cftools.cli.jobs import check_files
+from cftools.cli.jobs import check_files, check_tables
 from cftools.cli.summary import summarised
 from cftools.errors import UsageError
 
@@ -88,6 +88,7 @@ def score(
     if before is None and not Path(truth).is_dir():
         what = "is one image: name the scan with --before" if Path(truth).exists() else "does not exist"
         raise UsageError(f"--truth {truth}: {what}")
+    check_tables([json, tsv], [edited, truth, before], force)
 
     from cftools.score.counterfactual import find_counterfactuals, single_counterfactual, summarise
 
@@ -125,7 +126,7 @@ def score(
         from cftools.volume import write_atomic
 
         lines = [FIELDS, *(_cells(row, digits=9) for row in rows)]
-        write_atomic(Path(tsv), "".join("\t".join(line) + "\n" for line in lines).encode(), force=force)
+        write_atomic(Path(tsv), "".join("\t".join(line) + "\n" for line in lines).encode(errors="surrogateescape"), force=force)
     return code
 
 

@@ -67,7 +67,7 @@ def _write(
         for record in records
     ]
     lines = [columns, *rows]
-    write_atomic(path, "".join("\t".join(line) + "\n" for line in lines).encode(), force=force)
+    write_atomic(path, "".join("\t".join(line) + "\n" for line in lines).encode(errors="surrogateescape"), force=force)
 
 
 def _row(record: Record[Any], quality: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 from cftools.cli import latents, options, terminal
 from cftools.cli.app import Command
 from cftools.cli.batch import Record, Stages
-from cftools.cli.jobs import Policy, check_files
+from cftools.cli.jobs import Policy, check_files, check_folder
 from cftools.cli.shard import parse_shard
 from cftools.cli.summary import summarised
 from cftools.errors import OutputError
@@ -63,6 +63,7 @@ def synth(
     from cftools.piping import Synthesiser, people, pipe_plan
     from cftools.planning import parse_sweep
     from cftools.preset import load_preset
+    from cftools.volume import make_folder
 
     policy = Policy(force, skip_existing, parse_shard(shard))
     summary = policy.shard.own(summary)
@@ -85,7 +86,7 @@ def synth(
 
     def write(record: Record[Person], made: tuple[Volume, Provenance]) -> None:
         path = files[record.name]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         save_described(*made, path, force)
         terminal.result(path)
 
@@ -103,6 +104,7 @@ def _check_folder(out: Path, files: Sequence[Path], policy: Policy) -> None:
     """Refuse a folder that holds something already, unless it is forced, resumed, or shared with other tasks."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is no folder: name another one")
+    check_folder(out, force=True)  # whatever is in it, it can be written into
     if policy.force:
         return
     shared = policy.skip_existing or policy.shard.count > 1
@@ -125,7 +127,7 @@ def _write_tables(out: Path, cohort: Sequence[Person], variables: Mapping[str, V
 
     from cftools.condition import cell
     from cftools.provenance import dataset_description, kept_or_written
-    from cftools.volume import write_atomic
+    from cftools.volume import make_folder, write_atomic
 
     rows = [["participant_id", "sample", *variables]]
     for person in cohort:
@@ -139,10 +141,7 @@ def _write_tables(out: Path, cohort: Sequence[Person], variables: Mapping[str, V
         meaning[name] = {"Description": f"{name} that was asked for; n/a is left to the model"}
         meaning[name] |= {"Units": variable.unit} if variable.unit else {}
         meaning[name] |= {"Levels": {value: value for value in variable.values}} if variable.values else {}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be made ({error.strerror}): name another folder") from None
+    make_folder(out)
     if force:
         write_atomic(out / "participants.tsv", table, force=True)
     else:

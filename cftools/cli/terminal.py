@@ -76,12 +76,14 @@ def write_bytes(data: bytes) -> None:
 def write_json(facts: Mapping[str, Any] | Sequence[Any], destination: str, force: bool = False) -> None:
     """Write facts as JSON to a file, atomically, or to stdout when the destination is `-`."""
     text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # What is no UTF-8 in the name of a file becomes \udcXX, as JSON escapes it.
+    data = text.encode(errors="backslashreplace")
     if destination == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(data.decode())
         return
     from cftools.volume import write_atomic
 
-    write_atomic(Path(destination), text.encode(), force=force)
+    write_atomic(Path(destination), data, force=force)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
+from cftools.cli.jobs import check_folder
 from cftools.errors import UsageError
 
 
@@ -102,6 +103,7 @@ def train(
         )
     if not template and not data:
         raise UsageError("--no-template leaves no anatomy: name scans with --data")
+    check_folder(out, force=True)  # a stopped run goes on in it
 
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
+from cftools.cli.jobs import check_files
 from cftools.errors import UsageError
 
 
@@ -66,8 +68,11 @@ def view(
     if not planes:
         planes = ["axial"] if len(scans) > 2 else ["axial", "coronal", "sagittal"]
 
-    from cftools.report import picture, picture_bytes, save_picture
-    from cftools.volume import Volume
+    from cftools.report import FORMATS, picture, picture_bytes, save_picture
+    from cftools.volume import Volume, make_folder
+
+    if destination is not None:
+        check_files({destination: FORMATS}, scans, force, folders=_is_folder(output))
 
     def load(scan: str, index: int | None) -> Volume:
         if scan == "-":
@@ -88,6 +93,7 @@ def view(
     if destination is None:
         terminal.write_bytes(picture_bytes(figure, dpi))
     else:
+        make_folder(destination.parent)
         save_picture(figure, destination, dpi, force=force)
         terminal.result(destination)
 
@@ -100,10 +106,11 @@ def _destination(scan: str, output: str | None) -> Path | None:
     default = path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".png")
     if output is None:
         return default
-    if output.endswith("/") or Path(output).is_dir():
-        Path(output).mkdir(parents=True, exist_ok=True)
-        return Path(output) / default.name
-    return Path(output)
+    return Path(output) / default.name if _is_folder(output) else Path(output)
+
+
+def _is_folder(output: str | None) -> bool:
+    return output is not None and (output.endswith("/") or os.path.isdir(output))
 
 
 main = Command("cf-view", view)

@@ -10,6 +10,7 @@ import typer
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
 from cftools.cli.batch import for_each
+from cftools.cli.jobs import check_tables
 from cftools.errors import UsageError, WeightsError
 
 
@@ -20,6 +21,7 @@ def list_weights(json: options.Json = None, force: options.Force = False) -> Non
         cf-weights list
         cf-weights list --json - | jq -r 'keys[]'
     """
+    check_tables([json], [], force)
     from cftools.schema import plain
     from cftools.weights import index
 
@@ -46,6 +48,7 @@ def info(
         cf-weights info twin-age-2mm
         cf-weights info runs/mine.safetensors --json facts.json
     """
+    check_tables([json], [name], force)
     from cftools.schema import plain
     from cftools.weights import facts_of, locate
 
