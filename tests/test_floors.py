@@ -50,7 +50,7 @@ FLOORS = (
     {"cftools.phantom", "cftools.sampling"},
     {"cftools.methods", "cftools.diffuse", "cftools.volumes"},
     {"cftools.train", "cftools.score"},
-    {"cftools.report", "cftools.cohort"},
+    {"cftools.slices", "cftools.picture", "cftools.report", "cftools.cohort"},
     {"cftools.planning"},
     {"cftools.editing", "cftools.piping"},
     {"cftools.cli"},

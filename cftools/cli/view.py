@@ -66,7 +66,7 @@ def view(
     if not planes:
         planes = ["axial"] if len(scans) > 2 else ["axial", "coronal", "sagittal"]
 
-    from cftools.report import picture, picture_bytes, save_picture
+    from cftools.picture import picture, picture_bytes, save_picture
     from cftools.volume import Volume
 
     def load(scan: str, index: int | None) -> Volume:
