@@ -58,6 +58,7 @@ class Edited:
         volume: on the scan's own grid.
         source, target: what the scan was taken to be, and what it was made.
         similarity: of the scan's registration to the template.
+        prepared: the scan, its brain and its way to the template.
         provenance: for the sidecar.
         volumes: ml of each of `volumes.VOLUMES` in the scan and in the edit; None where nobody asked.
         spread: standard deviation over the edit made in other ways, in the scan's intensities, and in words which; or
@@ -68,6 +69,7 @@ class Edited:
     source: Condition
     target: Condition
     similarity: float
+    prepared: Prepared
     provenance: Provenance
     volumes: tuple[Mapping[str, float], Mapping[str, float]] | None = None
     spread: tuple[str, Volume] | None = None
@@ -191,7 +193,7 @@ class Editor:
             if self.spread:
                 words, others = method.spread(preset, prepared, source, target, self.seed)
                 spread = (words, volume.with_array(_deviation(others)))
-            yield Edited(edit, source, target, prepared.similarity, provenance, found, spread)
+            yield Edited(edit, source, target, prepared.similarity, prepared, provenance, found, spread)
 
     def opened(
         self, volume: Volume, unknown: Sequence[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -175,7 +176,7 @@ def _template_tissues() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _template_edges(scene: Scene, plane: str, to_mni: np.ndarray) -> str:
     """The border of the template's brain and of its white matter, where the registration puts them."""
     across, up = axes_of(plane)
-    counts = np.ceil(scene.size[[across, up]] / _STEP_MM).astype(int) + 1
+    counts = [math.ceil(side / _STEP_MM) + 1 for side in scene.size[[across, up]]]
     position = np.empty((3, *counts))
     position[PLANES[plane]] = scene.position[PLANES[plane]]
     for axis, millimetres in zip((across, up), np.indices(counts) * _STEP_MM, strict=True):

@@ -289,12 +289,12 @@ def _figures(value: float) -> str:
     return with_minus(f"{float(f'{value:.3g}'):g}")
 
 
-def _render(name: str, script: str = "", **facts: Any) -> str:
+def _render(template: str, script: str = "", **facts: Any) -> str:
     """A template with style and script within it, which alone may run: their hashes stand in the policy."""
     texts = {kind: _source_text(file) for kind, file in (("style", "style.css"), ("script", script)) if file}
     return (
         _environment()
-        .get_template(name)
+        .get_template(template)
         .render(
             version=__version__,
             style=Markup(texts["style"]),

@@ -97,6 +97,7 @@ class Command:
             warnings.simplefilter("default")
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             words = list(sys.argv[1:] if arguments is None else arguments)
+            running.words = tuple(words)
             return self._run(words if words or not self.actions else ["--help"])
 
     def _run(self, arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ import typer
 from cftools.cli import options, terminal
 from cftools.cli.app import Command, for_each
 from cftools.cli.jobs import IMAGE_ENDINGS, Job, check_files, check_outputs, list_jobs
+from cftools.cli.reports import Reports
 from cftools.errors import CftoolsWarning, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +97,16 @@ def edit(
             help="Also write how much the edit varies, voxel by voxel, when made in other ways; one scan, one edit.",
         ),
     ] = None,
+    report_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html|DIR",
+            rich_help_panel="Output",
+            help="Also write a page to look at, with pictures, volumes and provenance; of several scans a folder "
+            "of pages with an index.",
+        ),
+    ] = None,
     json: options.Json = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -110,7 +121,7 @@ def edit(
     Example:
         cf-edit --age +30 sub-01_T1w.nii.gz
         cf-edit --age 79 --from age=49,sex=F in.nii.gz out.nii.gz
-        cf-edit --age -30,-10,+10,+30 in.nii.gz
+        cf-edit --age -30,-10,+10,+30 --report sweep.html in.nii.gz
         cf-edit --age +30 -o out/ sub-*.nii.gz
         cf-edit --age +30 bids/ derivatives/ --participant-label 01,02
     """
@@ -142,7 +153,8 @@ def edit(
     extras = {path: endings for path, endings in ((volumes, (".tsv",)), (uncertainty, IMAGE_ENDINGS)) if path}
     others = [path for job in jobs for path, _ in job.edits if path]
     check_files(extras, [*(job.scan for job in jobs), region], force, [*others, *([Path(json)] if json else [])])
-    wanted = (volumes is not None, uncertainty is not None)
+    reports = Reports(report_to, [str(job) for job in jobs], force, skip_existing)
+    wanted = (volumes is not None or reports.measures, uncertainty is not None)
     editor = Editor(method, lambda: options.choose_device(device), seed, *wanted)
     table: list[list[str]] = []
     facts: list[dict[str, Any]] = []
@@ -151,9 +163,10 @@ def edit(
     with terminal.progress("editing") as report:
 
         def work(job: Job) -> None:
-            with _noting(str(job)) as notes:
+            with _noting(str(job)) as notes, reports.of(str(job), notes) as page:
                 for path, edited, seconds in _edited(editor, job, told, volume, region):
                     _write(job, path, edited, force)
+                    page.append(edited)
                     if uncertainty is not None and edited.spread is not None:
                         _write_spread(uncertainty, edited, force)
                     facts.append(_facts(job, path, edited, seconds, notes))
@@ -162,6 +175,7 @@ def edit(
                         report(len(facts), total, note=str(job))
 
         code = for_each(jobs, work)
+    reports.finish()
     if volumes is not None and table:
         from cftools.volume import write_atomic
         from cftools.volumes import VOLUMES
