@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from cftools.cli import terminal
+from cftools.cli import completion, terminal
 from cftools.cli.terminal import running
 from cftools.errors import CftoolsError, CftoolsWarning, InputError
 
@@ -90,6 +90,8 @@ class Command:
         self.click_command = typer.main.get_command(app)
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        if (code := completion.answer(self.name, self.click_command)) is not None:
+            return code
         running.name, running.verbosity, running.stdout_is_data = self.name, 0, False
         _stop_cleanly_when_terminated()
         logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,10 +12,9 @@ from cftools.cli.main import COMMANDS
 
 Kind = Literal["flag", "text", "file", "integer", "number"]
 
-#: Arguments and options that name something that exists, by the first word of what the help shows for them.
-READ = ("SCAN", "BEFORE", "EDITED", "LATENT", "MASK", "BIDS")
-#: Group of options that say where results go.
-OUTPUT = "Output"
+#: First words by which the help calls what is there before a command runs, and the group and words of what it writes.
+READ = ("SCAN", "BEFORE", "EDITED", "LATENT", "MASK", "BIDS", "FILE", "DIR")
+OUTPUT, WRITTEN = "Output", ("OUT", "OUTPUT")
 
 
 @dataclass(frozen=True)
@@ -83,31 +83,35 @@ def interface(name: str) -> Interface | None:
 
 
 def _interface(words: tuple[str, ...], command: Any) -> Interface:
-    parameters = [_parameter(each) for each in command.params]
-    parameters.sort(key=lambda each: not each.flag)
-    text = " ".join(command.help.split())
-    return Interface(words, command.help.partition("\n")[0], text, tuple(parameters))
+    parameters = sorted(map(_parameter, command.params), key=lambda each: not each.flag)
+    return Interface(words, command.help.partition("\n")[0], " ".join(command.help.split()), tuple(parameters))
 
 
 def _parameter(given: Any) -> Parameter:
     """What a parameter of typer's says of itself."""
-    is_option = given.param_type_name == "option"
-    metavar = (given.metavar or given.name).upper() if given.metavar is None else given.metavar
-    several = given.nargs == -1 or bool(getattr(given, "multiple", False)) 
-    in_output = getattr(given, "rich_help_panel", None) == OUTPUT
-    kind = _kind(given, metavar)
-    flag = _flag(given) if is_option else ""
+    is_flag = bool(getattr(given, "is_flag", False) or getattr(given, "count", False))
+    # A flag that is on already has another that turns it off.
+    spellings = given.secondary_opts if is_flag and given.default is True else given.opts
+    flag = max(spellings, key=len) if given.param_type_name == "option" else ""
+    metavar = given.metavar or str(given.name).upper()
+    first = re.split(r"[^A-Z]", metavar, maxsplit=1)[0]
+    grouped = getattr(given, "rich_help_panel", None) == OUTPUT
+    writes = not is_flag and (grouped or first in WRITTEN or "-o" in given.opts)
+    number = {"int": "integer", "int range": "integer", "float": "number", "float range": "number"}
+    kind: Any = "flag" if is_flag else number.get(given.type.name, "text")
+    if kind == "text" and first in READ and not writes:
+        kind = "file"
     return Parameter(
-        name=flag.lstrip("-").replace("-", "_") or given.name,
+        name=flag.lstrip("-").replace("-", "_") or str(given.name),
         flag=flag,
         kind=kind,
         metavar=metavar,
         help=given.help or "",
         required=given.required,
-        several=several,
+        several=given.nargs == -1 or bool(getattr(given, "multiple", False)),
         choices=tuple(map(str, getattr(given.type, "choices", ()))),
         low=getattr(given.type, "min", None),
         high=getattr(given.type, "max", None),
-        default=given.default if isinstance(given.default, (str, int, float)) and kind != "flag" else None,
-        writes=kind in ("text", "file") and (in_output or metavar.startswith(("OUT", "DIR"))),
+        default=None if is_flag or not isinstance(given.default, (str, int, float)) else given.default,
+        writes=writes,
     )
