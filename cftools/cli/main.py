@@ -11,13 +11,10 @@ import typer
 from cftools import __version__
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
+from cftools.cli.boutiques import descriptor
 from cftools.cli.completion import completion_script
+from cftools.cli.parameters import COMMANDS, interface, interfaces
 from cftools.errors import UsageError
-
-COMMANDS = (
-    *("edit", "synth", "phantom", "train", "score", "view", "weights"),
-    *("prep", "encode", "invert", "resample", "decode"),
-)
 
 
 def overview(
@@ -62,9 +59,6 @@ def overview(
 
 
 def _print_descriptor(name: str) -> None:
-    from cftools.cli.boutiques import descriptor
-    from cftools.cli.parameters import interface, interfaces
-
     found = interface(name)
     if found is None:
         raise UsageError(f"--boutiques {name}: choose from {', '.join(one.name for one in interfaces())}")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from cftools.cli.main import COMMANDS
-
+COMMANDS = (
+    *("edit", "synth", "phantom", "train", "score", "view", "weights"),
+    *("prep", "encode", "invert", "resample", "decode"),
+)
 Kind = Literal["flag", "text", "file", "integer", "number"]
 
 #: First words by which the help calls what is there before a command runs, and the group and words of what it writes.
