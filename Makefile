@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help install demo test lint types docs weights
+.PHONY: help install demo test lint types docs weights browser
 .NOTPARALLEL:
 
 help:
@@ -37,8 +37,17 @@ demo: $(INSTALLED)
 		--label "simulated subject" --label "cf-edit --age +30" --label "truth, 30 years on" -o demo/twin.png
 	@echo "Look at demo/template.png and demo/twin.png; the volumes lie beside them."
 
-test: lint types
+test: lint types browser
 	$(BIN)/python -m pytest
+
+# The tests of reports open them in headless Chromium. A root with apt, such as continuous integration in a container,
+# gets it without being asked: nobody else's machine is changed, and where it is absent those tests are skipped and say so.
+browser:
+	@if ! { command -v chromium && command -v chromedriver; } >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "Installing chromium and chromium-driver for the tests of reports."; \
+		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+			chromium chromium-driver; } >/dev/null || echo "They cannot be installed: those tests will be skipped."; \
+	fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
