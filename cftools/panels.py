@@ -18,7 +18,7 @@ from cftools.register import template
 from cftools.slices import PLANES, Scene, axes_of, cut, place
 
 #: Longest side of an image, in pixels: finer scans are averaged down to it.
-LARGEST = 320
+LARGEST = 256
 #: Side of a thumbnail, in pixels.
 THUMBNAIL = 112
 #: Colours of a change by its size from 0 to 1: (size, red, green, blue, opacity); what did not change is clear.

@@ -274,6 +274,15 @@ def test_the_same_scan_gives_the_same_bytes() -> None:
     assert scan_page(report()) == scan_page(report())
 
 
+def test_five_edits_of_a_noisy_head_stay_below_three_megabytes() -> None:
+    rng = np.random.default_rng(0)
+    head = Volume.from_array(rng.normal(100, 20, (320, 300, 280)).astype(np.float32), np.diag([0.8, 0.8, 0.8, 1]))
+    edits = [aged(head, age) for age in (20.0, 40.0, 60.0, 80.0, 100.0)]
+    mask = np.zeros(head.array.shape, bool)
+    mask[60:260, 50:250, 40:240] = True
+    assert len(scan_page(report(before=head, edits=edits, mask=mask))) < 3_000_000
+
+
 def test_an_edit_on_another_grid_is_refused() -> None:
     volume = ball()
     other = Volume.from_array(volume.array[:, :, :20], volume.affine)
@@ -316,6 +325,7 @@ def average(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_cf_edit_writes_a_page_for_a_sweep(average: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.html"
     words = ["--age", "+40,+20,-10", "--from", "age=30", str(average), "-o", f"{tmp_path}/out", "--report", str(page)]
@@ -335,6 +345,7 @@ def test_cf_edit_writes_a_page_for_a_sweep(average: Path, tmp_path: Path, capsys
     assert parts[0] == parts[1]
 
 
+@pytest.mark.slow
 def test_a_folder_has_a_page_for_each_scan_also_for_one_that_failed(
     average: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,13 +365,20 @@ def test_a_folder_has_a_page_for_each_scan_also_for_one_that_failed(
     assert "sub-01_T1w.html: exists already" in capsys.readouterr().err
 
 
-def test_pages_go_nowhere_they_do_harm(tmp_path: Path) -> None:
+def test_pages_go_nowhere_they_do_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="2 scans have a page each"):
         Reports(tmp_path / "a.html", ["a.nii", "b.nii"], False, False)
     with pytest.raises(OutputError, match="does not exist"):
         Reports(tmp_path / "no" / "a.html", ["a.nii"], False, False)
     with pytest.raises(UsageError, match="two scans have one name"):
         Reports(tmp_path, ["a/scan.nii", "b/scan.nii"], False, False)
+    with pytest.raises(OutputError, match="is no folder"):
+        (tmp_path / "a.txt").write_text("a file")
+        Reports(tmp_path / "a.txt", ["a.nii"], False, False)
+    with monkeypatch.context() as readonly:
+        readonly.setattr("os.access", lambda *_: False)
+        with pytest.raises(OutputError, match="can be written to"):
+            Reports(tmp_path / "new", ["a.nii"], False, False)
     (tmp_path / "index.html").write_text("somebody's home page")
     with pytest.raises(OutputError, match=r"index\.html: exists already"):
         Reports(tmp_path, ["a.nii"], False, False)

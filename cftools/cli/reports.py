@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,8 @@ class Reports:
         self._pages: dict[str, Path] = {}
         if destination is None:
             return
+        if destination.exists() and not destination.is_dir() and destination.suffix != ENDING:
+            raise OutputError(f"{destination}: is no folder, and a page's name ends in {ENDING}")
         if destination.suffix == ENDING and not destination.is_dir():
             if len(scans) > 1:
                 raise UsageError(f"--report {destination}: {len(scans)} scans have a page each: name a folder")
@@ -53,6 +56,10 @@ class Reports:
             if len(set(self._pages.values())) < len(scans):
                 raise UsageError(f"--report {destination}: two scans have one name: use two folders")
             self._check(destination / INDEX, ours=True)
+        above = next(folder for folder in destination.absolute().parents if folder.exists())
+        for folder in (above, *([destination] if destination.is_dir() else [])):
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise OutputError(f"{destination}: {folder} is no folder that can be written to: name another one")
         if not force:
             for page in self._pages.values():
                 self._check(page, ours=skip_existing)
