@@ -89,7 +89,7 @@ class Reports:
                 self._write(page, failure_page(Path(scan).name, error, _command()))
             raise
         if page is not None and edits:
-            self._write(page, _page_of(scan, edits, notes))
+            self._write(page, _page_of(edits, notes))
             if self._folder is None:
                 terminal.result(page)
 
@@ -169,18 +169,19 @@ def page_of_files(
     return scan_page(report, at, radiological, limit)
 
 
-def _page_of(scan: str, edits: Sequence[Edited], notes: Sequence[str]) -> str:
+def _page_of(edits: Sequence[Edited], notes: Sequence[str]) -> str:
     from cftools.report import ReportedEdit, ScanReport, scan_page
 
     first = edits[0]
+    volume = first.prepared.volume
     reported = [
         ReportedEdit(edit.volume, edit.provenance.document(), edit.volumes[1] if edit.volumes else None)
         for edit in edits
     ]
     return scan_page(
         ScanReport(
-            name=Path(scan).name,
-            before=first.prepared.volume,
+            name=_name(volume),
+            before=volume,
             edits=reported,
             mask=first.prepared.mask,
             to_mni=first.prepared.to_mni,
