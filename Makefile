@@ -2,8 +2,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Debian packages that some tests need, which are skipped without them: MRtrix3 reads our images.
-DEBIAN := mrtrix3
+# Debian packages that some tests need, which are skipped without them: MRtrix3 reads our images, Chromium our reports.
+DEBIAN := mrtrix3 chromium chromium-driver
 INSTALLED := .venv/.installed
 
 .PHONY: help install debian demo test test-slurm lint types docs weights

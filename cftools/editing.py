@@ -82,17 +82,19 @@ class Edited:
         volume: on the scan's own grid.
         source, target: what the scan was taken to be, and what it was made.
         similarity: of the scan's registration to the template.
-        reconstruction: of the scan by the model, dB; None where nobody asked, or it needs none.
+        prepared: the scan, its brain and its way to the template.
         provenance: for the sidecar.
         volumes: ml of each of `volumes.VOLUMES` in the scan and in the edit; None where nobody asked.
         spread: standard deviation over the edit made in other ways, in the scan's intensities, and in words which; or
             None.
+        reconstruction: of the scan by the model, dB; None where nobody asked, or it needs none.
     """
 
     volume: Volume
     source: Condition
     target: Condition
     similarity: float
+    prepared: Prepared
     provenance: Provenance
     volumes: tuple[Mapping[str, float], Mapping[str, float]] | None = None
     spread: tuple[str, Volume] | None = None
@@ -267,7 +269,7 @@ class Editor:
             if self.spread:
                 words, others = method.spread(preset, prepared, source, target, self.seed)
                 spread = (words, volume.with_array(_deviation(others)))
-            yield Edited(edit, source, target, prepared.similarity, provenance, found, spread, reconstruction)
+            yield Edited(edit, source, target, prepared.similarity, prepared, provenance, found, spread, reconstruction)
 
     def opened(self, ready: Ready) -> tuple[Method, dict[str, Checkpoint], dict[str, Value]]:
         """The method, all weights by role, and what models read off the scan.

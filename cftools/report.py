@@ -1,298 +1,317 @@
-"""Pictures of scans: before, after, and what changed, in up to three planes."""
+"""The HTML report: a page for each scan, whole in itself, and an index of the pages of a cohort.
+
+A page loads nothing: pictures, style and script stand in it, and its content security policy forbids the rest. There
+is no time of day in it: the same scan and edits give the same bytes. The index is made of what the pages say of
+themselves, so tasks of an array job share nothing but the folder.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
-import nibabel as nib
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
-from cftools.errors import OutputError, UsageError
-from cftools.nifti import printable
-from cftools.volume import Volume, write_atomic
+from cftools import __version__
+from cftools.panels import panels, thumbnail
+from cftools.paragraph import Record, label_of, paragraphs, record_of, told, with_minus
+from cftools.slices import scene_of, to_ras
+from cftools.volume import Volume
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+_ROW = re.compile(r'<script type="application/json" id="row">(.*?)</script>', re.DOTALL)
+_PICTURE = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/=]*")
 
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
-"""Each plane with the axis (of x, y, z) that it is cut across."""
 
-FORMATS = (".png", ".pdf", ".svg")
-WINDOW = (0.5, 99.5)  # percentiles of the foreground
-MARGIN = 6.0  # mm around the head
-PANEL = 2.5  # inches
-DIFFERENCES = "RdBu_r"
+@dataclass(frozen=True, eq=False)
+class ReportedEdit:
+    """One edit, as a report shows it.
+
+    Attributes:
+        volume: on the scan's grid.
+        sidecar: as `Provenance.document` gives it; empty where there is none.
+        volumes: ml of each structure; None where they were not measured.
+        label: its title; by default what the sidecar says was changed, else the file's name.
+    """
+
+    volume: Volume
+    sidecar: Mapping[str, Any] = field(default_factory=dict)
+    volumes: Mapping[str, float] | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ScanReport:
+    """All that the page of one scan tells.
+
+    Attributes:
+        name: of the scan.
+        before: the scan; edits: one or more, on its grid.
+        mask: the brain on its grid, bool; None shows no outline.
+        to_mni: native world mm -> MNI152 world mm, (4, 4); None shows no template.
+        similarity: of that registration.
+        volumes: ml of each structure before; without them `unmeasured` says why.
+        warnings: what was said about the scan and its edits.
+        command: that made them all.
+    """
+
+    name: str
+    before: Volume
+    edits: Sequence[ReportedEdit]
+    mask: np.ndarray | None = None
+    to_mni: np.ndarray | None = None
+    similarity: float | None = None
+    volumes: Mapping[str, float] | None = None
+    unmeasured: str = "Not measured: cf-edit --volumes does, where the weights for it are installed."
+    warnings: Sequence[str] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """All that the panels of one picture share; arrays are in RAS order.
+class Row:
+    """A scan's row in the index.
 
-    `corner` and `size` frame the foreground, in mm along each voxel axis from the edge of voxel 0.
+    Attributes:
+        page: file of its page, beside the index.
+        edits: labels of what was made; empty for a scan that failed.
+        similarity: of its registration, None where that is unknown.
+        warnings: how many.
+        error: why it failed; empty for one that did not.
+        before, after: thumbnails, as data URIs.
     """
 
-    voxel_sizes: np.ndarray  # (3,) mm
-    position: np.ndarray  # (3,) voxel through which all planes pass
-    world: np.ndarray  # (3,) the same in world mm
-    corner: np.ndarray
-    size: np.ndarray
-    window: tuple[float, float]
-    limit: float  # colours of a difference reach from -limit to limit
-    radiological: bool
+    name: str
+    page: str = ""
+    edits: tuple[str, ...] = ()
+    similarity: float | None = None
+    warnings: int = 0
+    error: str = ""
+    before: str = ""
+    after: str = ""
+
+    @property
+    def goodness(self) -> tuple[bool, float, int]:
+        """What rows are sorted by, worst first: failures, then unlike the template, then many warnings."""
+        unlike = -1.0 if self.similarity is None else self.similarity
+        return not self.error, unlike, -self.warnings
 
 
-def picture(
-    before: Volume,
-    after: Sequence[Volume] = (),
-    labels: Sequence[str] = (),
+def scan_page(
+    report: ScanReport,
     at: tuple[float, float, float] | None = None,
-    planes: Sequence[str] = tuple(PLANES),
     radiological: bool = False,
     limit: float | None = None,
-) -> Figure:
-    """Draw a scan, a pair with its difference, or a sweep with a row of differences under each plane.
-
-    A column is a file (of a single scan, a plane). The grey window is the 0.5-99.5 percentiles of the
-    foreground of `before`, the same everywhere; differences are after - before, on one scale symmetric
-    about 0.
+) -> str:
+    """The page of one scan, as HTML.
 
     Args:
-        before, after: scans on one grid, of any orientation: shown in RAS order.
-        labels: a title for each; by default their file names.
-        at: world mm (RAS) through which the planes pass; by default the centre of the foreground.
-        planes: which of axial, coronal, sagittal, from top to bottom.
-        radiological: show the subject's left on the right.
-        limit: largest difference on the colour scale; by default its 99.5th percentile in the foreground.
-    Returns:
-        a matplotlib figure that belongs to no window.
+        at, radiological, limit: as for `picture`.
     Raises:
-        VolumeError: the scans are not on one grid.
-        UsageError: a position outside the scan, an unknown plane, labels too few or too many.
+        VolumeError: an edit is not on the scan's grid. UsageError: a position outside the scan.
     """
-    scans = [before, *after]
-    for other in after:
-        before.check_same_grid(other)
-    titles = list(labels) or [_title(scan) for scan in scans]
-    if len(titles) != len(scans):
-        raise UsageError(f"{len(titles)} labels for {len(scans)} images: give each its own")
-    for plane in planes:
-        if plane not in PLANES:
-            raise UsageError(f"plane {plane}: choose from {', '.join(PLANES)}")
-    arrays = [_to_ras(scan)[0] for scan in scans]
-    scene = _scene(before, arrays, at, radiological, limit)
-    if not after:
-        return _draw_single(scene, arrays[0], titles[0], planes)
-    return _draw_comparison(scene, arrays, titles, planes)
-
-
-def save_picture(figure: Figure, path: Path, dpi: int = 150, force: bool = False) -> None:
-    """Write a figure as PNG, PDF or SVG, as its name says, whole or not at all."""
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"{path}: a picture's name ends in {', '.join(FORMATS)}")
-
-    def write(stream: BinaryIO) -> None:
-        figure.savefig(stream, format=path.suffix[1:].lower(), dpi=dpi)
-
-    write_atomic(path, write, force=force)
-
-
-def picture_bytes(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as the bytes of a PNG file."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi)
-    return stream.getvalue()
-
-
-def _name(volume: Volume) -> str:
-    return str(volume.path or "-")
-
-
-def _title(volume: Volume) -> str:
-    return printable(volume.path.name.removesuffix(".gz").removesuffix(".nii")) if volume.path else "-"
-
-
-def _to_ras(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """The array and affine with its axes flipped and permuted to run to right, anterior, superior."""
-    orientation = nib.orientations.io_orientation(volume.affine)
-    array = nib.orientations.apply_orientation(volume.array, orientation)
-    return array, volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.array.shape)
-
-
-def _foreground(array: np.ndarray) -> np.ndarray:
-    """What differs from the corner voxel, by more than interpolation leaves behind; all, if nothing does."""
-    differs = np.abs(array - array[0, 0, 0]) > 1e-3 * np.ptp(array)
-    return differs if differs.any() else np.ones_like(differs)
-
-
-def _scene(
-    before: Volume,
-    arrays: Sequence[np.ndarray],
-    at: tuple[float, float, float] | None,
-    radiological: bool,
-    limit: float | None,
-) -> _Scene:
-    affine = _to_ras(before)[1]
-    shape = np.array(arrays[0].shape)
-    voxel_sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    foreground = _foreground(arrays[0])
-    window = np.percentile(arrays[0][foreground], WINDOW)
-    if at is None:
-        position = np.rint([occupied.mean() for occupied in np.nonzero(foreground)]).astype(int)
-    else:
-        position = np.rint(np.linalg.solve(affine, [*at, 1.0])[:3]).astype(int)
-        if (position < 0).any() or (position >= shape).any():
-            raise UsageError(f"{','.join(f'{x:g}' for x in at)} mm lies outside {_name(before)}")
-    for array in arrays[1:]:
-        foreground = foreground | _foreground(array)
-    if limit is None:
-        changes = [np.percentile(np.abs(array - arrays[0])[foreground], 99.5) for array in arrays[1:]]
-        # Where nothing changed any scale will do: the window's own width shows that as blank.
-        limit = float(max(changes, default=0.0)) or float(np.ptp(window)) or 1.0
-    first, last = (np.array([edge(occupied) for occupied in np.nonzero(foreground)]) for edge in (np.min, np.max))
-    return _Scene(
-        voxel_sizes=voxel_sizes,
-        position=position,
-        world=(affine @ [*position, 1.0])[:3],
-        corner=first * voxel_sizes - MARGIN,
-        size=(last + 1 - first) * voxel_sizes + 2 * MARGIN,
-        window=(float(window[0]), float(window[1])),
-        limit=limit,
-        radiological=radiological,
+    for edit in report.edits:
+        report.before.check_same_grid(edit.volume)
+    edits = _sorted(report.edits)
+    records = [record_of(edit.sidecar) for edit in edits]
+    arrays = [to_ras(each.array, each.affine)[0] for each in (report.before, *(edit.volume for edit in edits))]
+    mask = None if report.mask is None else to_ras(report.mask, report.before.affine)[0]
+    scene = scene_of(report.before, arrays, at, radiological, limit, mask if mask is not None and mask.any() else None)
+    labels = [_label(edit, record) for edit, record in zip(edits, records, strict=True)]
+    shown = _most_changed(arrays)
+    row = Row(
+        name=report.name,
+        edits=tuple(labels),
+        similarity=report.similarity,
+        warnings=len(report.warnings),
+        before=thumbnail(scene, arrays[0]),
+        after=thumbnail(scene, arrays[1 + shown]),
+    )
+    return _render(
+        "report.html.j2",
+        script="report.js",
+        report=report,
+        row=_row_facts(row),
+        panels=panels(scene, arrays[0], arrays[1:], mask, report.to_mni),
+        scene=scene,
+        labels=labels,
+        ticks=_ticks(records),
+        shown=shown,
+        source=_source(records),
+        table=_volumes_table(report.volumes, [edit.volumes for edit in edits]),
+        records=records,
+        sidecars=[_pretty(edit.sidecar) for edit in edits],
+        citations=list(dict.fromkeys(record.citation for record in records if record.citation)),
+        paragraphs=paragraphs(records),
     )
 
 
-def _draw_single(scene: _Scene, array: np.ndarray, title: str, planes: Sequence[str]) -> Figure:
-    sizes = [np.delete(scene.size, PLANES[plane]) for plane in planes]
-    height = max(size[1] for size in sizes)
-    figure, axes = _panels([size[0] for size in sizes], [height])
-    for panel, plane, (width, _) in zip(axes[0], planes, sizes, strict=True):
-        _draw_slice(panel, scene, plane, array, (width, height))
-        panel.set_xlabel(_position_label(scene, plane), fontsize=8)
-    figure.suptitle(title, fontsize=9, parse_math=False, y=0.98)
-    _footnote(figure, scene)
-    return figure
+def failure_page(name: str, error: str, command: str = "") -> str:
+    """The page of a scan of which nothing came."""
+    row = Row(name=name, error=error)
+    return _render("failure.html.j2", name=name, error=error, command=command, row=_row_facts(row))
 
 
-def _draw_comparison(
-    scene: _Scene, arrays: Sequence[np.ndarray], titles: Sequence[str], planes: Sequence[str]
-) -> Figure:
-    """Columns are the scans, rows the planes; one difference is a column, several are rows."""
-    pair = len(arrays) == 2
-    sizes = [np.delete(scene.size, PLANES[plane]) for plane in planes]
-    width = max(size[0] for size in sizes)
-    rows_per_plane = 1 if pair else 2
-    heights = [float(size[1]) for size in sizes for _ in range(rows_per_plane)]
-    figure, axes = _panels([width] * (3 if pair else len(arrays)), heights)
-    for row, plane in enumerate(planes):
-        images = axes[row * rows_per_plane]
-        frame = (width, float(sizes[row][1]))
-        for column, array in enumerate(arrays):
-            _draw_slice(images[column], scene, plane, array, frame)
-        images[0].set_ylabel(_position_label(scene, plane), fontsize=8)
-        changed = images[2:] if pair else axes[row * rows_per_plane + 1][1:]
-        for panel, array in zip(changed, arrays[1:], strict=True):
-            shades = _draw_slice(panel, scene, plane, array - arrays[0], frame, is_difference=True)
-    change = "difference" if any(np.any(array != arrays[0]) for array in arrays[1:]) else "no difference"
-    for panel, title in zip(axes[0], [*titles, change] if pair else titles, strict=True):
-        panel.set_title(_wrapped(title), fontsize=8, parse_math=False)
-    beside = axes[-1][2] if pair else axes[1][0]
-    if pair:
-        bar = beside.inset_axes((0.1, -0.07, 0.8, 0.035))
-    else:
-        for row in range(1, len(heights), 2):
-            axes[row][0].set_axis_off()
-        bar = beside.inset_axes((0.1, 0.5, 0.8, 0.04))
-    legend = figure.colorbar(
-        shades, cax=bar, orientation="horizontal", ticks=[-scene.limit, 0, scene.limit], format="{x:.3g}"
+def index_page(folder: Path) -> str:
+    """The index of all pages in a folder, worst first; files that are no pages of ours are left out."""
+    rows = [row for path in sorted(folder.glob("*.html")) if (row := row_of(path)) is not None]
+    rows.sort(key=lambda row: row.goodness)
+    return _render("index.html.j2", script="index.js", rows=rows, failed=sum(bool(row.error) for row in rows))
+
+
+def row_of(page: Path) -> Row | None:
+    """What a page says of its scan; None for a file that is no page of ours."""
+    try:
+        found = _ROW.search(page.read_text(encoding="utf-8"))
+        facts = json.loads(found[1]) if found else None
+        if not isinstance(facts, dict):
+            return None
+        pictures = {key: facts[key] for key in ("before", "after") if _PICTURE.fullmatch(facts[key])}
+        similarity = facts["similarity"]
+        return Row(
+            name=str(facts["name"]),
+            page=page.name,
+            edits=tuple(map(str, facts["edits"])),
+            similarity=None if similarity is None else float(similarity),
+            warnings=int(facts["warnings"]),
+            error=str(facts["error"]),
+            **pictures,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page or an index that cftools wrote."""
+    try:
+        return b'<meta name="generator" content="cftools' in path.read_bytes()[:4096]
+    except OSError:
+        return False
+
+
+def _row_facts(row: Row) -> dict[str, Any]:
+    facts = asdict(row)
+    del facts["page"]
+    similarity = row.similarity
+    return {**facts, "similarity": None if similarity is None or math.isnan(similarity) else round(similarity, 4)}
+
+
+def _sorted(edits: Sequence[ReportedEdit]) -> list[ReportedEdit]:
+    """By the number that alone they change, where there is one; else as they come."""
+    numbers = _numbers([record_of(edit.sidecar) for edit in edits])
+    if numbers is None:
+        return list(edits)
+    return [edits[place] for place in sorted(range(len(edits)), key=numbers.__getitem__)]
+
+
+def _numbers(records: Sequence[Record]) -> list[float] | None:
+    """What each edit made of the one number that all of them change; None where they change other things."""
+    names = {tuple(record.changes) for record in records}
+    values = [next(iter(record.changes.values()), (None, None))[1] for record in records]
+    numbers = [value for value in values if isinstance(value, float)]
+    return numbers if len(names) == 1 and len(next(iter(names))) == 1 and len(numbers) == len(values) else None
+
+
+def _ticks(records: Sequence[Record]) -> list[str]:
+    """Short marks for the slider; none where the edits have no numbers, or are too many for marks."""
+    numbers = _numbers(records) or []
+    return [f"{number:g}" for number in numbers] if len(numbers) <= 12 else []
+
+
+def _label(edit: ReportedEdit, record: Record) -> str:
+    if edit.label:
+        return edit.label
+    if record.target:
+        return label_of(record)
+    return edit.volume.path.name if edit.volume.path else "edit"
+
+
+def _source(records: Sequence[Record]) -> list[str]:
+    """What the scan was taken to be, once for each way in which it was."""
+    said = []
+    for record in records:
+        if text := told(record.source):
+            said.append(text + (f" ({', '.join(record.guessed)} guessed from the image)" if record.guessed else ""))
+    return list(dict.fromkeys(said))
+
+
+def _most_changed(arrays: Sequence[np.ndarray]) -> int:
+    """Which edit is shown first."""
+    return int(np.argmax([np.abs(array - arrays[0]).mean() for array in arrays[1:]]))
+
+
+def _volumes_table(
+    before: Mapping[str, float] | None, after: Sequence[Mapping[str, float] | None]
+) -> dict[str, Any] | None:
+    """Structures, their ml before, and for each edit ml and change in percent; None where nothing was measured."""
+    if before is None or not any(after):
+        return None
+    rows = []
+    for volumes in after:
+        cells: list[tuple[str, str] | None] = []
+        for name, reference in before.items():
+            if volumes is None or name not in volumes:
+                cells.append(None)
+                continue
+            change = f"{100 * (volumes[name] / reference - 1):+.1f} %" if reference else ""
+            cells.append((f"{volumes[name]:.1f}", with_minus(change)))
+        rows.append(cells)
+    return {"names": list(before), "before": [f"{value:.1f}" for value in before.values()], "rows": rows}
+
+
+def _pretty(sidecar: Mapping[str, Any]) -> str:
+    return json.dumps(sidecar, indent=2, sort_keys=True, ensure_ascii=False) if sidecar else ""
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cftools", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    legend.ax.tick_params(labelsize=7)
-    if not pair:
-        legend.ax.set_title(f"{change} from the first", fontsize=8)
-    _footnote(figure, scene)
-    return figure
+    environment.filters["figures"] = _figures
+    return environment
 
 
-def _panels(widths: Sequence[float], heights: Sequence[float]) -> tuple[Figure, list[list[Axes]]]:
-    """A page of bare panels, rows by columns, in proportion to what they show in mm, and their figure."""
-    from matplotlib.figure import Figure
-
-    inches = PANEL / max(widths)
-    gap, top, bottom, left = 0.06, 0.45, 0.45, 0.35
-    width = sum(widths) * inches + gap * (len(widths) - 1) + left + gap
-    height = sum(heights) * inches + gap * (len(heights) - 1) + top + bottom
-    figure = Figure(figsize=(width, height), facecolor="white")
-    axes: list[list[Axes]] = []
-    upper = height - top
-    for row_height in heights:
-        upper -= row_height * inches
-        axes.append([])
-        start = left
-        for column_width in widths:
-            shares = (
-                start / width,
-                upper / height,
-                column_width * inches / width,
-                row_height * inches / height,
-            )
-            axes[-1].append(figure.add_axes(shares))
-            start += column_width * inches + gap
-        upper -= gap
-    return figure, axes
+def _figures(value: float) -> str:
+    """A number to three figures, without an exponent where it can be done: 1640, not 1.64e+03."""
+    return with_minus(f"{float(f'{value:.3g}'):g}")
 
 
-def _draw_slice(
-    panel: Axes,
-    scene: _Scene,
-    plane: str,
-    array: np.ndarray,
-    frame: tuple[float, float],
-    is_difference: bool = False,
-) -> Any:
-    """One slice in its panel, which shows `frame` mm (across, up) around the head's middle."""
-    cut = PLANES[plane]
-    across, up = (axis for axis in range(3) if axis != cut)
-    slice_ = np.take(array, scene.position[cut], axis=cut)
-    extent = np.array(slice_.shape) * scene.voxel_sizes[[across, up]]
-    low, high = (-scene.limit, scene.limit) if is_difference else scene.window
-    image = panel.imshow(
-        slice_.T,
-        origin="lower",
-        extent=(0, extent[0], 0, extent[1]),
-        aspect="auto",
-        cmap=DIFFERENCES if is_difference else "gray",
-        vmin=low,
-        vmax=high,
+def _render(template: str, script: str = "", **facts: Any) -> str:
+    """A template with style and script within it, which alone may run: their hashes stand in the policy."""
+    texts = {kind: _source_text(file) for kind, file in (("style", "style.css"), ("script", script)) if file}
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            version=__version__,
+            style=Markup(texts["style"]),
+            style_hash=_hash(texts["style"]),
+            script=Markup(texts.get("script", "")),
+            script_hash=_hash(texts["script"]) if script else "",
+            **facts,
+        )
     )
-    x, y = (scene.corner + scene.size / 2)[[across, up]]
-    flip = -1 if scene.radiological and across == 0 else 1
-    panel.set_xlim(x - flip * frame[0] / 2, x + flip * frame[0] / 2)
-    panel.set_ylim(y - frame[1] / 2, y + frame[1] / 2)
-    panel.set(xticks=[], yticks=[], facecolor=image.cmap(0.5 if is_difference else 0.0))
-    panel.spines[:].set_visible(False)
-    if not is_difference:
-        sides = "LR"[::flip] if across == 0 else "PA"
-        for place, side in zip((0.05, 0.95), sides, strict=True):
-            panel.text(place, 0.05, side, color="white", fontsize=7, ha="center", transform=panel.transAxes)
-    return image
 
 
-def _position_label(scene: _Scene, plane: str) -> str:
-    axis = PLANES[plane]
-    return f"{plane}, {'xyz'[axis]} = {scene.world[axis] + 0.0:.0f} mm"
+@lru_cache
+def _source_text(file: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, file)[0]
 
 
-def _footnote(figure: Figure, scene: _Scene) -> None:
-    side = "right: radiological" if scene.radiological else "left: neurological"
-    low, high = scene.window
-    text = f"The subject's left is on the {side} convention. Grey from {low:.3g} to {high:.3g}."
-    figure.text(0.01, 0.06 / figure.get_figheight(), text, fontsize=7, color="0.35", ha="left", va="bottom")
-
-
-def _wrapped(title: str, width: int = 34) -> str:
-    """A long file name in lines of at most `width` letters."""
-    return "\n".join(title[start : start + width] for start in range(0, len(title), width))
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,6 +1,6 @@
-"""The pages that are made: one a command, of its help, and one a preset, of its TOML.
+"""The pages that are made: one a command, of its help, and one a preset, of its TOML; and a Boutiques descriptor each.
 
-    python docs/pages.py            writes docs/commands and docs/presets
+    python docs/pages.py            writes docs/commands, docs/presets and docs/boutiques
     python docs/pages.py --check    says which of them are not what would be written
 
 A test runs the check, so what the pages say is what the commands do.
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from cftools.cli.boutiques import descriptor
 from cftools.cli.main import COMMANDS
+from cftools.cli.parameters import interfaces
 from cftools.preset import Preset, Recipe, list_presets, load_preset, presets_folder
 
 DOCS = Path(__file__).parent
@@ -28,6 +31,10 @@ def pages() -> dict[Path, str]:
         made[DOCS / "commands" / f"{name}.md"] = _command_page(name)
     for name in list_presets():
         made[DOCS / "presets" / f"{name}.md"] = _preset_page(name)
+    for each in interfaces():
+        made[DOCS / "boutiques" / f"{each.name}.json"] = (
+            json.dumps(descriptor(each), indent=2, ensure_ascii=False) + "\n"
+        )
     return made
 
 
@@ -104,9 +111,8 @@ def main() -> int:
     """Write, or check; the exit code."""
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     made = {path.name for path in pages()}
-    stale += [
-        path for folder in ("commands", "presets") for path in (DOCS / folder).glob("*.md") if path.name not in made
-    ]
+    folders = ("commands", "presets", "boutiques")
+    stale += [path for folder in folders for path in (DOCS / folder).glob("*.*") if path.name not in made]
     if "--check" in sys.argv[1:]:
         for path in stale:
             print(f"{path.relative_to(DOCS)} is not what its source says: python docs/pages.py")

@@ -20,10 +20,13 @@ from cftools.errors import CftoolsWarning, VolumeError
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 HEAVY = (
+    "PIL",
+    "jinja2",
     "matplotlib",
     "monai",
     "nibabel",
     "nilearn",
+    "nipype",
     "numpy",
     "pandas",
     "scipy",

@@ -50,10 +50,11 @@ FLOORS = (
     {"cftools.phantom", "cftools.sampling"},
     {"cftools.methods", "cftools.diffuse", "cftools.volumes"},
     {"cftools.train", "cftools.score"},
-    {"cftools.report", "cftools.cohort"},
+    {"cftools.slices", "cftools.panels", "cftools.paragraph", "cftools.picture", "cftools.report", "cftools.cohort"},
     {"cftools.planning"},
     {"cftools.editing", "cftools.piping"},
     {"cftools.cli"},
+    {"cftools.interfaces"},
 )
 STANDARD_LIBRARY_ONLY = FLOORS[0]
 # Bare packages on the ground floor do not take their modules there.

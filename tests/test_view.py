@@ -10,7 +10,7 @@ import pytest
 
 from cftools.cli.view import main
 from cftools.errors import UsageError, VolumeError
-from cftools.report import DIFFERENCES, picture
+from cftools.picture import DIFFERENCES, picture
 from cftools.volume import Volume
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_report import Elements
 from torch import Tensor
 
 from cftools import weights
 from cftools.cli.edit import main as edit
+from cftools.cli.view import main as view
 from cftools.errors import WeightsError
 from cftools.nets.segmenter import Segmenter, SegmenterArchitecture, places
 from cftools.phantom.anatomy import STRUCTURES, template_anatomy
@@ -168,3 +170,11 @@ def test_cf_edit_measures_before_and_after(
     values = np.array([[float(cell) for cell in row[4:]] for row in rows[1:]])
     assert (values > 0).all() and len({tuple(row) for row in values}) == 3
     assert edit([*words, "--force"]) == 0 and edit([*words[:-1], "none/ml.tsv", "--force"]) != 0
+    # A page has the same numbers, without being asked, whether it comes with the edits or later from the files.
+    assert edit([*words[:-2], "--force", "--report", "made.html"]) == 0
+    assert view(["--html", "found.html", "in.nii", "out/in_desc-age40.nii", "out/in_desc-age80.nii"]) == 0
+    expected = [[f"{value:.1f}" for value in row] for row in values]
+    for page in ("made.html", "found.html"):
+        table = Elements(Path(page).read_text()).rows
+        assert table[0] == ["ml", *VOLUMES]
+        assert [[cell.split()[0] for cell in row[1:]] for row in table[1:]] == expected

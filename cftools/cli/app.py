@@ -32,7 +32,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from cftools.cli import terminal
+from cftools.cli import completion, terminal
 from cftools.cli.terminal import running
 from cftools.errors import CftoolsError, CftoolsWarning, InputError
 
@@ -89,6 +89,8 @@ class Command:
         self.click_command = typer.main.get_command(app)
 
     def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        if (code := completion.answer(self.name, self.click_command)) is not None:
+            return code
         running.name, running.verbosity, running.stdout_is_data = self.name, 0, False
         _open_what_is_closed()
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -102,6 +104,7 @@ class Command:
             warnings.simplefilter("always", CftoolsWarning)
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             words = list(sys.argv[1:] if arguments is None else arguments)
+            running.words = tuple(words)
             return self._run(words if words or not self.actions else ["--help"])
 
     def _run(self, arguments: list[str]) -> int:

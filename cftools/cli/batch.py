@@ -61,11 +61,13 @@ class Stages(Generic[Subject, Ready, Made]):
         read: all that goes before the network.
         make: results one after the other, in the thread of the caller.
         write: puts one result where it goes, and may fill the record's quality.
+        end: called once for each subject, when it is known how it went.
     """
 
     read: Callable[[Subject], Ready]
     make: Callable[[Subject, Ready], Iterable[Made]]
     write: Callable[[Record[Subject], Made], None]
+    end: Callable[[Record[Subject]], None] = lambda record: None
 
 
 @dataclass
@@ -127,28 +129,36 @@ class Batch(Generic[Subject]):
                 turns.append(turn)
                 _make(turn, stages, writer, write)
                 while len(turns) > lag:
-                    self._settle(turns.popleft())
+                    self._settle(turns.popleft(), stages)
             for turn in turns:
-                self._settle(turn)
+                self._settle(turn, stages)
         failed = [record.name for record in self.records[known:] if record.status == "failed"]
         if failed and len(subjects) > 1:
             terminal.error(f"{len(failed)} of {len(subjects)} failed: {', '.join(failed)}")
         return self.code
 
-    def _settle(self, turn: _Turn[Subject]) -> None:
+    def _settle(self, turn: _Turn[Subject], stages: Stages[Subject, Ready, Made]) -> None:
         """Wait until a subject's last result is written, and record how it went."""
         record = turn.record
         fault = turn.fault
         for writing in turn.writings:
             fault = fault or writing.exception()
+        self._note(record, fault)
+        try:
+            turn.run(stages.end, record)
+        except Exception as late:
+            self._note(record, late)
         record.seconds = sum(turn.spans)
         record.peak_mib = _peak_mib()
+        self.records.append(record)
+
+    def _note(self, record: Record[Subject], fault: BaseException | None) -> None:
+        """Record what went wrong with a subject; raise what ends all work."""
         if isinstance(fault, Exception) and not isinstance(fault, BrokenPipeError):
             record.status, record.error = "failed", describe_fault(fault)[1]
             self.codes.add(report_fault(fault, record.name))
         elif fault is not None:
             raise fault
-        self.records.append(record)
 
 
 def for_each(

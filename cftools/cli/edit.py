@@ -24,6 +24,7 @@ from cftools.cli.jobs import (
     make_place,
     read_scan,
 )
+from cftools.cli.reports import Reports
 from cftools.cli.shard import parse_shard
 from cftools.cli.summary import QUALITY, cells, summarised
 from cftools.errors import UsageError
@@ -100,6 +101,16 @@ def edit(
         ),
     ] = None,
     summary: options.Summary = None,
+    report_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html|DIR",
+            rich_help_panel="Output",
+            help="Also write a page to look at, with pictures, volumes and provenance; of several scans a folder "
+            "of pages with an index.",
+        ),
+    ] = None,
     json: options.Json = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -115,7 +126,7 @@ def edit(
     Example:
         cf-edit --age +30 sub-01_T1w.nii.gz
         cf-edit --age 79 --from age=49,sex=F in.nii.gz out.nii.gz
-        cf-edit --age -30,-10,+10,+30 in.nii.gz
+        cf-edit --age -30,-10,+10,+30 --report sweep.html in.nii.gz
         cf-edit --age +30 -o out/ sub-*.nii.gz
         cf-edit --age +30 bids/ derivatives/ --participant-label 01,02 --summary summary.tsv
         sbatch --array=1-10 --wrap 'cf-edit --shard auto --skip-existing --age +30 bids/ derivatives/'
@@ -141,22 +152,24 @@ def edit(
         options.choose_device(device)
     total = sum(len(job.edits) for job in jobs)
     _check_extras(everything, jobs, policy, json, volumes, uncertainty, summary, region)
+    reports = Reports(report_to, [str(job) for job in jobs], force, skip_existing, several=len(everything) > 1)
     editor = Editor(
         method,
         lambda: options.choose_device(device),
         seed,
-        volumes=volumes is not None,
+        volumes=volumes is not None or reports.measures,
         spread=uncertainty is not None,
         quality=summary is not None,
     )
-    work = _Work(editor, told, volume, region, force, uncertainty)
-    stages = Stages(work.read, work.make, work.write)
+    work = _Work(editor, told, volume, region, force, uncertainty, reports)
+    stages = Stages(work.read, work.make, work.write, reports.end)
     mine = policy.shard.of(everything)
     with (
         terminal.progress("editing") as report,
         summarised(summary, QUALITY, mine, done, force, skip_existing) as batch,
     ):
         code = batch.work_through(jobs, stages, threads=threads or 1, report=report, total=total)
+    reports.finish()
     if volumes is not None and work.volumes:
         _write_volumes(volumes, sorted(method.facts.variables), work.volumes, force)
     if json:
@@ -209,6 +222,7 @@ class _Work:
     region: Path | None
     force: bool
     uncertainty: Path | None
+    reports: Reports
     facts: list[dict[str, Any]] = field(default_factory=list)
     volumes: list[list[str]] = field(default_factory=list)
 
@@ -241,6 +255,7 @@ class _Work:
             terminal.result(path)
         if self.uncertainty is not None and edited.spread is not None:
             _write_spread(self.uncertainty, edited, self.force)
+        self.reports.add(record.name, edited)
         record.quality |= cells(edited.similarity, edited.reconstruction)
         self.facts.append(_facts(job, path, edited, seconds, record.warnings))
         self.volumes += _volumes(job, path, edited, first=not self.volumes or self.volumes[-1][0] != str(job))

@@ -11,11 +11,10 @@ import typer
 from cftools import __version__
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
-
-COMMANDS = (
-    *("edit", "synth", "phantom", "train", "score", "view", "weights"),
-    *("prep", "encode", "invert", "resample", "decode"),
-)
+from cftools.cli.boutiques import descriptor
+from cftools.cli.completion import completion_script
+from cftools.cli.parameters import COMMANDS, interface, interfaces
+from cftools.errors import UsageError
 
 
 def overview(
@@ -25,6 +24,13 @@ def overview(
     citation: Annotated[
         str | None, typer.Option("--citation", metavar="PRESET", help="What to cite for a preset.")
     ] = None,
+    boutiques: Annotated[
+        str | None, typer.Option("--boutiques", metavar="COMMAND", help="A command's Boutiques descriptor, JSON.")
+    ] = None,
+    completion: Annotated[
+        str | None,
+        typer.Option("--completion", metavar="SHELL", help="A script for bash, zsh or fish: completes all commands."),
+    ] = None,
 ) -> None:
     """List the commands, each with what it is for.
 
@@ -32,6 +38,8 @@ def overview(
         cftools
         cftools --version
         cftools --citation twin
+        cftools --boutiques cf-edit > cf-edit.json
+        eval "$(cftools --completion bash)"
     """
     if version:
         _print_versions()
@@ -39,11 +47,22 @@ def overview(
         from cftools.preset import load_preset
 
         terminal.result(load_preset(citation).citation)
-    if not version and citation is None:
+    if boutiques is not None:
+        _print_descriptor(boutiques)
+    if completion is not None:
+        terminal.result(completion_script(completion, ("cftools", *(f"cf-{name}" for name in COMMANDS))))
+    if not version and citation is None and boutiques is None and completion is None:
         terminal.result("Counterfactual brain MRI. Every command has --help, with an example.\n")
         for name in COMMANDS:
             command = import_module(f"cftools.cli.{name}").main
             terminal.result(f"  {command.name:<12}{command.summary}")
+
+
+def _print_descriptor(name: str) -> None:
+    found = interface(name)
+    if found is None:
+        raise UsageError(f"--boutiques {name}: choose from {', '.join(one.name for one in interfaces())}")
+    terminal.write_json(descriptor(found), "-")
 
 
 def _print_versions() -> None:

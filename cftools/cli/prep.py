@@ -18,11 +18,16 @@ def prep(
     transform: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write the affine, as an ITK .txt that takes MNI152 points to the scan's."
+            metavar="FILE",
+            rich_help_panel="Output",
+            help="Also write the affine, as an ITK .txt that takes MNI152 points to the scan's.",
         ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the brain mask, on the scan's own grid.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel="Output", help="Also write the brain mask, on the scan's own grid."
+        ),
     ] = None,
     volume: options.VolumeIndex = None,
     force: options.Force = False,

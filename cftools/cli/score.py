@@ -126,7 +126,9 @@ def score(
         from cftools.volume import write_atomic
 
         lines = [FIELDS, *(_cells(row, digits=9) for row in rows)]
-        write_atomic(Path(tsv), "".join("\t".join(line) + "\n" for line in lines).encode(errors="surrogateescape"), force=force)
+        write_atomic(
+            Path(tsv), "".join("\t".join(line) + "\n" for line in lines).encode(errors="surrogateescape"), force=force
+        )
     return code
 
 

@@ -25,9 +25,10 @@ SECONDS_BETWEEN_LOG_LINES = 30.0
 
 @dataclass
 class Running:
-    """The running command's name, verbosity (-1 with -q, 0, 1 with -v, 2 with -vv), and who owns stdout."""
+    """The running command's name and words, verbosity (-1 with -q, 0, 1 with -v, 2 with -vv), and who owns stdout."""
 
     name: str = "cftools"
+    words: Sequence[str] = ()
     verbosity: int = 0
     stdout_is_data: bool = False
 
