@@ -54,7 +54,7 @@ def test_the_sidecar_says_how_the_image_came_about(tmp_path: Path) -> None:
             "tasks": ["edit"],
             "carry": "field",
             "sampling": {"steps": 4},
-            "weights": {"flow": ["twin-age-2mm"]},
+            "weights": {"flow": ["twin-age-2mm", "twin-diagnosis-2mm"]},
         },
         "weights": {"flow": {"name": "twin-age-2mm", "sha256": "ab" * 32}},
         "condition": {"source": {"age": 49.0, "sex": "F"}, "target": {"age": 79.0, "sex": "F"}},
