@@ -9,8 +9,9 @@ from cftools.diffusion.denoiser import Expected
 
 #: Legendre's polynomials of each variable, of degree 1 up to this: a curve over age at every place.
 DEGREE = 3
-#: Least spread, in parts of the spread over all places: outside the brain there is none.
-LEAST_SPREAD = 0.02
+#: Least spread, in parts of the spread over all places: where those who were fitted do not differ others still may, and
+#: one brain that reaches beyond theirs would otherwise outweigh all else.
+LEAST_SPREAD = 0.25
 #: Ridge of the fit, in parts of the number of latents: powers of a variable with two values say nothing new.
 RIDGE = 1e-3
 
