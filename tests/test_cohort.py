@@ -97,7 +97,7 @@ def test_months_of_a_table_are_years(scan: Path) -> None:
         (("participant_id;age", "sub-01;49,5"), "utf-8", "separated by tabs, not semicolons"),
         (("participant_id age", "sub-01 49"), "utf-8", "separated by tabs, not spaces"),
         (("participant_id\tage", "\t49"), "utf-8", "line 2 has no participant_id"),
-        (("participant_id\tage\tAge", "sub-01\t49\t50"), "utf-8", "a column stands in its first line twice"),
+        (("participant_id\tage\tAge", "sub-01\t49\t50"), "utf-8", "stands in its first line twice"),
         (("subject\tage", "sub-01\t49"), "utf-8", "participant_id column"),
         (("participant_id\tage", "sub-01\t49\tF"), "utf-8", "line 2 has 3 columns, not 2"),
         (("participant_id\tage", "sub-01\t49", "sub-01\t50"), "utf-8", "sub-01 stands in it twice"),
