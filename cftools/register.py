@@ -103,8 +103,8 @@ class _Target:
 @lru_cache(maxsize=1)
 def _target() -> _Target:
     volume = template()
-    image, affine = _shrink(volume.array, volume.affine)
-    brain, _ = _shrink((volume.array > 0).astype(np.float32), volume.affine)
+    image, affine = shrink(volume.array, volume.affine)
+    brain, _ = shrink((volume.array > 0).astype(np.float32), volume.affine)
     near = ndimage.distance_transform_edt(brain < 0.5) * _WORKING_MM <= _AROUND_MM
     coarse = np.argwhere(near)
     coarse = coarse[(coarse % 2 == 0).all(axis=1)]
@@ -138,8 +138,8 @@ def register(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> Registr
 
     target = _target()
     bright = np.percentile(image[mask], 99.5)
-    moving, moving_affine = _shrink(np.clip(image, 0, 1.5 * bright), affine)
-    brain, _ = _shrink(mask.astype(np.float32), affine)
+    moving, moving_affine = shrink(np.clip(image, 0, 1.5 * bright), affine)
+    brain, _ = shrink(mask.astype(np.float32), affine)
     moving /= bright or 1.0
     centre = _apply(moving_affine, np.array([ndimage.center_of_mass(brain)]))[0]
     size = float(brain.sum() * abs(np.linalg.det(moving_affine[:3, :3])) / target.volume) ** (1 / 3)
@@ -205,7 +205,7 @@ def deformation(fixed: np.ndarray, moving: np.ndarray, millimetres: float) -> np
     return np.ascontiguousarray(sitk.GetArrayFromImage(found).T, np.float32)
 
 
-def _shrink(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shrink(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of blocks of about 4 mm, and their affine; zero beyond the edges."""
     factors = np.maximum(1, np.rint(_WORKING_MM / np.linalg.norm(affine[:3, :3], axis=0))).astype(int)
     blocks = np.pad(array, [(0, -n % k) for n, k in zip(array.shape, factors, strict=True)])
