@@ -22,11 +22,11 @@ def carry_field(
 ) -> np.ndarray:
     """Deform the scan on its own grid by a field that lives on the model's.
 
-    With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at native world
-    position p becomes n + g(A p) (n - b offset) + b scale r(A p), n = native(p + L^-1 u(A p)) and b the bias at A p:
-    affine, field and inverse affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is
-    clipped to the range of the 27 voxels around. What does not move, and all outside the brain mask, keeps its very bits. What a shrinking brain
-    uncovers at its surface is fluid where the scan shows fluid there, else background.
+    With A the registration's affine, L its linear part, u the displacement and b the bias at A p, a voxel of the brain
+    at native world position p becomes n + g(A p) (n - b offset) + b scale r(A p), n = native(p + L^-1 u(A p)): affine,
+    field and inverse affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is clipped to
+    the range of the 27 voxels around. What does not move, and all outside the brain mask, keeps its very bits. What a
+    shrinking brain uncovers at its surface is fluid where the scan shows fluid there, else background.
 
     Args:
         prepared: the scan and its way to the grid.
@@ -83,7 +83,7 @@ def carry_field(
 def carry_difference(prepared: Prepared, factual: np.ndarray, edited: np.ndarray) -> np.ndarray:
     """Carry by residual: n + b scale (edited - factual)(A p) inside the brain mask, clipped to the scan's range there.
 
-    b is the bias at A p.     Where the two do not differ the scan keeps its very bits.
+    b is the bias at A p. Where the two do not differ the scan keeps its very bits.
 
     Args:
         factual, edited: (X, Y, Z) on the prepared grid, in its normalised intensity.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from cftools.heads import Preparer
     from cftools.methods import ScalarReader
     from cftools.prepare import Grid, Prepared
     from cftools.volume import Volume
@@ -113,16 +114,25 @@ class Editor:
         seed: of all random draws.
         volumes: whether to measure structures before and after.
         spread: whether to make every edit in other ways too.
+        stripped: the scans are brains cut out already, so that no brain is to be found in them.
     """
 
     def __init__(
-        self, plan: Plan, device: Callable[[], torch.device], seed: int = 0, volumes: bool = False, spread: bool = False
+        self,
+        plan: Plan,
+        device: Callable[[], torch.device],
+        seed: int = 0,
+        volumes: bool = False,
+        spread: bool = False,
+        stripped: bool = False,
     ) -> None:
         self.plan = plan
         self.seed = seed
         self.volumes = volumes
         self.spread = spread
+        self.stripped = stripped
         self._device = device
+        self._preparer: Preparer | None = None
         self._method: tuple[Method, dict[str, Checkpoint]] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
         self._tissues: tuple[TissueReader, Checkpoint] | None = None
@@ -134,22 +144,22 @@ class Editor:
         sweep: Sequence[Changes],
         dataset: Path | None = None,
         region: Volume | None = None,
+        mask: Volume | None = None,
     ) -> Iterator[Edited]:
         """Each edit of a scan in turn, the scan prepared once.
 
         Args:
-            volume: the scan.
+            volume: the scan, whole head or brain alone.
             known: what is known of it; what must be and is not, a model reads off the scan.
             dataset: the BIDS folder it belongs to, for the record.
             region: a mask on the scan's grid, where alone the edit may show, for a carry by region.
+            mask: of the brain, on the scan's grid; None to find it.
         Raises:
             ConditionError: a value is unknown, or out of range.
-            VolumeError, RegistrationError: as `prepare`; a region that is no mask on the scan's grid.
+            VolumeError, RegistrationError: as `Preparer`; a region that is no mask on the scan's grid.
         Warns:
             CftoolsWarning: another contrast by its name; a value is a model's guess, or was clipped.
         """
-        from cftools.prepare import prepare
-
         preset, facts = self.plan.preset, self.plan.facts
         _check_contrast(volume, facts)
         where = volume.region(region) if region is not None else None
@@ -160,13 +170,14 @@ class Editor:
         # Before the expensive part, unless something is still to be read off the scan.
         conditions = None if missing else self._conditions(known, sweep)
 
-        method, weights, prepared, guesses = self.opened(volume, missing)
+        method, weights, prepared, guesses = self.opened(volume, missing, mask)
         prepared = replace(prepared, region=where)
         source, targets = conditions or self._conditions(known.do(**guesses), sweep)
         details = {
             "device": method.device.type,
             "registration": {"similarity": round(prepared.similarity, 4)},
             "guessed": guesses,
+            "brain": prepared.found_by,
         }
         before = self._measured(prepared) if self.volumes else None
         if before is not None and self._tissues is not None:
@@ -174,9 +185,9 @@ class Editor:
         arrays = method.edits(preset, prepared, source, targets, self.seed)
         for changes, target, array in zip(sweep, targets, arrays, strict=True):
             provenance = Provenance(
-                command=_command(self.plan, changes, source, volume, self.seed, region),
+                command=_command(self.plan, changes, source, volume, self.seed, region, mask, self.stripped),
                 sources=(source_name(volume.path or "stdin", dataset),),
-                skull_stripped=facts.skull_stripped,
+                skull_stripped=not prepared.found_by,
                 preset=preset,
                 weights=weights,
                 source=source,
@@ -185,7 +196,7 @@ class Editor:
                 details={key: value for key, value in details.items() if value},
             )
             edit = volume.with_array(array)
-            after = self._measured(prepare(edit, prepared.grid, prepared.to_mni)) if before is not None else None
+            after = self._measured(self.preparer.again(prepared, array)) if before is not None else None
             found = (before, after) if before is not None and after is not None else None
             spread = None
             if self.spread:
@@ -193,21 +204,29 @@ class Editor:
                 spread = (words, volume.with_array(_deviation(others)))
             yield Edited(edit, source, target, prepared.similarity, provenance, found, spread)
 
+    @property
+    def preparer(self) -> Preparer:
+        """What brings scans to the model's grid."""
+        from cftools.heads import Preparer
+
+        if self._preparer is None:
+            self._preparer = Preparer(_grid(self.plan.facts), self._device, self.stripped)
+        return self._preparer
+
     def opened(
-        self, volume: Volume, unknown: Sequence[str]
+        self, volume: Volume, unknown: Sequence[str], mask: Volume | None = None
     ) -> tuple[Method, dict[str, Checkpoint], Prepared, dict[str, Value]]:
         """A scan on the model's grid, and what models read off it; with the method, and all weights by role.
 
         Raises:
-            VolumeError, RegistrationError: as `prepare`. WeightsError: damaged, or for another grid.
+            VolumeError, RegistrationError: as `Preparer`. WeightsError: damaged, or for another grid.
         """
-        from cftools.prepare import prepare
-
         # The other way round, damaged weights would be found after a registration, for each scan anew.
         method, loaded = self._loaded()
-        prepared = prepare(volume, _grid(self.plan.facts))
+        prepared = self.preparer(volume, mask)
         guesses = {name: self._guess(name, prepared) for name in unknown}
-        return method, loaded | {f"reader of {name}": self._readers[name][1] for name in unknown}, prepared, guesses
+        readers = {f"reader of {name}": self._readers[name][1] for name in unknown}
+        return method, loaded | readers | self.preparer.weights_of(prepared), prepared, guesses
 
     def _conditions(self, known: Condition, sweep: Sequence[Changes]) -> tuple[Condition, list[Condition]]:
         """Source and targets as the weights know them."""
@@ -296,7 +315,14 @@ def _grid(facts: Facts) -> Grid:
 
 
 def _command(
-    plan: Plan, changes: Changes, source: Condition, volume: Volume, seed: int, region: Volume | None = None
+    plan: Plan,
+    changes: Changes,
+    source: Condition,
+    volume: Volume,
+    seed: int,
+    region: Volume | None = None,
+    mask: Volume | None = None,
+    stripped: bool = False,
 ) -> str:
     """The command that makes one image alone, whatever sweep or batch it came from."""
     preset = plan.preset
@@ -305,8 +331,10 @@ def _command(
     words += ["--steps", str(sampling.steps)]
     if len(METHODS[preset.method].carries) > 1:
         words += ["--carry", str(preset.carry)]
-    if region is not None:
-        words += ["--region", region.path.name if region.path else "-"]
+    for option, file in (("--region", region), ("--mask", mask)):
+        if file is not None:
+            words += [option, file.path.name if file.path else "-"]
+    words += ["--prepared"] * stripped
     if (guidance := getattr(sampling, "guidance", None)) is not None:
         words += ["--guidance", f"{guidance:g}"]
     if seed:

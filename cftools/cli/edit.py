@@ -27,8 +27,8 @@ def edit(
         list[str],
         typer.Argument(
             metavar="SCAN... [OUTPUT]",
-            help="Brain-only scans, or one BIDS folder; - is stdin. OUTPUT: an image, a folder (made when "
-            "absent), or - for stdout; by default a new name beside the scan.",
+            help="Scans, whole heads or brains alone, or one BIDS folder; - is stdin. OUTPUT: an image, a folder "
+            "(made when absent), or - for stdout; by default a new name beside the scan.",
         ),
     ],
     age: Annotated[
@@ -63,6 +63,8 @@ def edit(
     carry: options.Carry = None,
     region: options.Region = None,
     guidance: options.Guidance = None,
+    mask: options.Mask = None,
+    stripped: options.Stripped = False,
     volume: options.VolumeIndex = None,
     participant_label: Annotated[
         list[str] | None,
@@ -104,8 +106,9 @@ def edit(
 ) -> int:
     """Show a scan as it would be under another condition, such as thirty years older.
 
-    The result has the scan's own grid and header, and a JSON beside it that says how it came about. For
-    several values the scan is prepared once. From a BIDS folder come BIDS derivatives.
+    The result has the scan's own grid and header, and a JSON beside it that says how it came about. In a whole
+    head the brain is found first, and all outside it stays as it was. For several values the scan is prepared
+    once. From a BIDS folder come BIDS derivatives.
 
     Example:
         cf-edit --age +30 sub-01_T1w.nii.gz
@@ -141,9 +144,10 @@ def edit(
         raise UsageError("--uncertainty: takes one edit of one scan")
     extras = {path: endings for path, endings in ((volumes, (".tsv",)), (uncertainty, IMAGE_ENDINGS)) if path}
     others = [path for job in jobs for path, _ in job.edits if path]
-    check_files(extras, [*(job.scan for job in jobs), region], force, [*others, *([Path(json)] if json else [])])
+    options.check_mask(mask, stripped, len(jobs))
+    check_files(extras, [*(job.scan for job in jobs), region, mask], force, [*others, *([Path(json)] if json else [])])
     wanted = (volumes is not None, uncertainty is not None)
-    editor = Editor(method, lambda: options.choose_device(device), seed, *wanted)
+    editor = Editor(method, lambda: options.choose_device(device), seed, *wanted, stripped=stripped)
     table: list[list[str]] = []
     facts: list[dict[str, Any]] = []
     total = sum(len(job.edits) for job in jobs)
@@ -152,7 +156,7 @@ def edit(
 
         def work(job: Job) -> None:
             with _noting(str(job)) as notes:
-                for path, edited, seconds in _edited(editor, job, told, volume, region):
+                for path, edited, seconds in _edited(editor, job, told, volume, region, mask):
                     _write(job, path, edited, force)
                     if uncertainty is not None and edited.spread is not None:
                         _write_spread(uncertainty, edited, force)
@@ -175,7 +179,7 @@ def edit(
 
 
 def _edited(
-    editor: Editor, job: Job, told: Condition, index: int | None, region: Path | None
+    editor: Editor, job: Job, told: Condition, index: int | None, region: Path | None, mask: Path | None
 ) -> Iterator[tuple[Path | None, Edited, float]]:
     """Each output of a job, the edit for it, and its seconds; the first has those of the preparation."""
     from cftools.cohort import known_of
@@ -188,8 +192,9 @@ def _edited(
     if job.scan and told.keys() != known.keys():
         known = known_of(job.scan, variables)
     scan = Volume.load(job.scan, index) if job.scan else Volume.from_bytes(terminal.read_bytes(), index=index)
-    where = Volume.load(region) if region else None
-    edits = editor.edit(scan, known.do(**told), [changes for _, changes in job.edits], job.dataset, where)
+    where, brain = (Volume.load(path) if path else None for path in (region, mask))
+    sweep = [changes for _, changes in job.edits]
+    edits = editor.edit(scan, known.do(**told), sweep, job.dataset, where, brain)
     for (path, _), edited in zip(job.edits, edits, strict=True):
         yield path, edited, time.monotonic() - start
         start = time.monotonic()

@@ -179,7 +179,9 @@ def _posed(values: Tensor, middle: np.ndarray, size: float, random: np.random.Ge
     """A head turned, stretched, mirrored, bent and shifted into HEAD_GRID's box.
 
     Args:
-        values: (1, C, I, J, K) at 2 mm; middle: where the box's middle lies in it, in voxels; size: logarithm, over a head's own.
+        values: (1, C, I, J, K) at 2 mm.
+        middle: where the box's middle lies in it, in voxels.
+        size: logarithm of its size over that of a head.
     """
     turn = Rotation.from_euler("xyz", random.normal(0, (12, 6, 8)), degrees=True).as_matrix()
     stretch = np.exp(size + random.normal(0, 0.06) + random.normal(0, 0.03, 3))
