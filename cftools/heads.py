@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from cftools.errors import VolumeError, WeightsError
+from cftools.errors import RegistrationError, VolumeError, WeightsError
 from cftools.nifti import printable
 from cftools.prepare import (
     BRAIN_LITRES,
@@ -48,6 +48,7 @@ _FOREGROUND = 0.2  # of the bright tissue
 #: From the middle of the brain to that of the box, in heads that are where the network expects them.
 _BRAIN_TO_BOX = np.array([0.0, 12.0, -28.0])
 _OFF_MM = 24.0  # further off, it looks again
+_HEAD_TO_BRAIN = 0.8  # of a head that is whole, the brain is less
 
 
 def normalised_head(image: np.ndarray) -> np.ndarray:
@@ -174,7 +175,15 @@ class Preparer:
         Raises:
             VolumeError: the mask is on another grid, empty, or holds more than one value beside 0.
         """
-        return prepare(volume, self.grid, to_mni, self.brain(volume, mask))
+        brain = self.brain(volume, mask)
+        try:
+            return prepare(volume, self.grid, to_mni, brain)
+        except RegistrationError:
+            # A child's head, or one in a tight field of view, is no larger than a brain may be.
+            inner = None if brain.found_by or self.stripped else self.found(volume)
+            if inner is None or not BRAIN_LITRES[0] <= inner.litres(volume) <= _HEAD_TO_BRAIN * brain.litres(volume):
+                raise
+        return prepare(volume, self.grid, to_mni, inner)
 
     def again(self, prepared: Prepared, array: np.ndarray) -> Prepared:
         """The same scan with other intensities, (I, J, K), where it was and with the brain that was found in it."""
@@ -192,6 +201,10 @@ class Preparer:
         brain = stripped_brain(volume)
         if self.stripped or brain.litres(volume) <= BRAIN_LITRES[1]:
             return brain
+        return self.found(volume)
+
+    def found(self, volume: Volume) -> Brain:
+        """What the network takes for brain in a head."""
         if self._finder is None:
             self._finder = BrainFinder(load(BRAINMASK, expect="segmenter"), self._device())
         return Brain(self._finder.find(volume), BRAINMASK)

@@ -58,12 +58,23 @@ def plan_of(latent: Latent, weights: str | None, clip: bool = False, **sampling:
     return pipe_plan(preset_of(latent), weights, latent.source, clip, **sampling)
 
 
-def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: int, name: str, command: str) -> Latent:
+def encode(
+    plan: Plan,
+    device: Device,
+    volume: Volume,
+    known: Condition,
+    seed: int,
+    name: str,
+    command: str,
+    mask: Volume | None = None,
+    stripped: bool = False,
+) -> Latent:
     """A scan's latent.
 
     Args:
         known: what is known of the scan; what a model can read off it and nobody says is guessed.
         name: of the scan, for the record.
+        mask, stripped: where its brain is, as for `heads.Preparer`.
     Raises:
         ConditionError, VolumeError, RegistrationError: as `Editor.edit`.
     """
@@ -71,7 +82,7 @@ def encode(plan: Plan, device: Device, volume: Volume, known: Condition, seed: i
     from cftools.latent import scan_facts
 
     unknown = [variable for variable in plan.facts.variables if known.get(variable) is None and readable(variable)]
-    method, _, prepared, guesses = Editor(plan, device, seed).opened(volume, unknown)
+    method, _, prepared, guesses = Editor(plan, device, seed, stripped=stripped).opened(volume, unknown, mask)
     assert isinstance(method, DiffusionModel)
     source = check(known.do(**guesses), plan.facts.variables, plan.clip)
     scan = scan_facts(
@@ -110,13 +121,20 @@ def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Tar
 
 
 def decode(
-    latent: Latent, device: Device, onto: Volume | None, carry: str | None, region: Volume | None = None
+    latent: Latent,
+    device: Device,
+    onto: Volume | None,
+    carry: str | None,
+    region: Volume | None = None,
+    mask: Volume | None = None,
+    stripped: bool = False,
 ) -> Iterator[tuple[Target, Volume]]:
     """The images of a latent's edits; without the scan on the model's grid, 0 outside the brain.
 
     Args:
         onto: the scan it was made from, whose grid the edits are brought to; None leaves them on the model's.
         carry: how; None, as the preset does. region: a mask on the scan's grid, for a carry by region.
+        mask, stripped: where its brain is, as when it was encoded.
     Raises:
         LatentError: it holds no edits, or was made from another scan or with other weights. UsageError: the region and
             the carry do not go together. VolumeError: the region is no mask on the scan's grid.
@@ -124,12 +142,13 @@ def decode(
     import numpy as np
 
     from cftools.diffuse import brought_home, decoded, load_space
-    from cftools.prepare import Grid, prepare
+    from cftools.heads import Preparer
+    from cftools.prepare import Grid
     from cftools.space import Space, make_space
 
     latent.check_kind("edited")
-    if onto is None and (carry or region is not None):
-        raise UsageError("--carry and --region say how an edit comes onto the scan: name that with --onto")
+    if onto is None and (carry or region is not None or mask is not None):
+        raise UsageError("--carry, --region and --mask say how an edit comes onto the scan: name that with --onto")
     preset, facts = preset_of(latent), latent.facts
     space: Space
     if "space" in facts.weights:
@@ -149,7 +168,7 @@ def decode(
         raise LatentError(f"{latent.name}: was made from no scan: decode it without --onto")
     check_region(preset.override(carry=carry), region is not None)
     where = onto.region(region) if region is not None else None
-    prepared = replace(prepare(onto, grid, np.array(scan.to_mni)), region=where)
+    prepared = replace(Preparer(grid, device, stripped)(onto, mask, np.array(scan.to_mni)), region=where)
     factual = latent.tensors.get("factual")
     for target, edited in zip(facts.targets, latent.edited, strict=True):
         yield target, onto.with_array(brought_home(space, prepared, edited, factual, carry or preset.carry))

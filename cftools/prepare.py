@@ -7,6 +7,7 @@ Where the brain is in a head, `cftools.heads` says.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import nibabel as nib
@@ -14,9 +15,9 @@ import numpy as np
 from scipy import ndimage
 
 from cftools.bias import bias_field
-from cftools.errors import RegistrationError, VolumeError
+from cftools.errors import CftoolsWarning, RegistrationError, VolumeError
 from cftools.nifti import printable
-from cftools.register import register
+from cftools.register import LEAST_CONTRAST, register
 from cftools.volume import Volume
 
 #: Litres that a stripped brain can fill. Seen: 0.96 (a small brain, mask eroded by 4 mm) to 2.35 (a large
@@ -113,6 +114,8 @@ def prepare(
     Raises:
         VolumeError: nothing in it; a whole head, and no brain was named; a brain of no possible size.
         RegistrationError: it could not be brought onto the template.
+    Warns:
+        CftoolsWarning: white matter is no brighter than in other contrasts than T1w.
     """
     name = printable(volume.path) if volume.path else "the scan"
     array, affine, orientation = canonical(volume)
@@ -134,6 +137,8 @@ def prepare(
         registration = register(values, inside, affine)
         if registration.problem:
             raise RegistrationError(f"{name}: does not fit the MNI152 brain ({registration.problem}): {_advice(brain)}")
+        if registration.white_to_grey < LEAST_CONTRAST:
+            _warn_of_contrast(name, registration.white_to_grey)
         to_mni, similarity = registration.matrix, registration.similarity
     image = resample(values, to_mni @ affine, grid)
     scale = intensity_scale(image)
@@ -209,6 +214,14 @@ def _check_size(name: str, brain: Brain, litres: float) -> None:
             f"{name}: {litres:.2f} litres are not background, and a whole brain has {low} at least: "
             "check the voxel sizes in its header and what was cut away"
         )
+
+
+def _warn_of_contrast(name: str, white_to_grey: float) -> None:
+    text = (
+        f"{name}: its white matter is {white_to_grey:.2f} times as bright as its grey, and in a T1w scan it is "
+        f"{LEAST_CONTRAST} at least: is it a FLAIR or another contrast? The weights were made for T1w"
+    )
+    warnings.warn(text, CftoolsWarning, stacklevel=3)
 
 
 def _advice(brain: Brain) -> str:

@@ -25,6 +25,8 @@ def decode(
     ] = None,
     carry: options.Carry = None,
     region: options.Region = None,
+    mask: options.Mask = None,
+    stripped: options.Stripped = False,
     volume: options.VolumeIndex = None,
     force: options.Force = False,
     device: options.Device = "auto",
@@ -33,7 +35,7 @@ def decode(
 ) -> None:
     """Turn what was resampled into an image.
 
-    Without --onto it stays on the model's grid, in MNI152 space.
+    Without --onto it stays on the model's grid, in MNI152 space. A head is told its --mask or --prepared again.
 
     Example:
         cf-decode --onto in.nii.gz edits.safetensors out.nii.gz
@@ -58,12 +60,13 @@ def decode(
     else:
         paths = [Path(output)]
     there = [path for path in paths if path and (path.parent.is_dir() or path == Path(output))]  # a folder may be new
-    check_files(dict.fromkeys(there, IMAGE_ENDINGS), [latent, onto, region], force)
+    check_files(dict.fromkeys(there, IMAGE_ENDINGS), [latent, onto, region, mask], force)
+    options.check_mask(mask, stripped)
     if onto is None and volume is not None:
         raise UsageError("--volume says which one of --onto, and there is none")
     scan = Volume.load(onto, volume) if onto else None
-    where = Volume.load(region) if region else None
-    made = decode(given, lambda: options.choose_device(device), scan, carry, where)
+    where, brain = (Volume.load(path) if path else None for path in (region, mask))
+    made = decode(given, lambda: options.choose_device(device), scan, carry, where, brain, stripped)
     for path, (target, image) in zip(paths, made, strict=True):
         if path is None:
             terminal.write_bytes(image.to_bytes())

@@ -11,7 +11,7 @@ from cftools.cli.app import Command
 
 
 def encode(
-    scan: Annotated[str, typer.Argument(metavar="SCAN", help="A brain-only scan; - is stdin.")],
+    scan: Annotated[str, typer.Argument(metavar="SCAN", help="A scan, whole head or brain alone; - is stdin.")],
     output: latents.LatentOut,
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Method.")] = "ldm",
     from_: Annotated[
@@ -25,6 +25,8 @@ def encode(
     ] = None,
     clip: options.Clip = False,
     weights: latents.Weights = None,
+    mask: options.Mask = None,
+    stripped: options.Stripped = False,
     volume: options.VolumeIndex = None,
     force: options.Force = False,
     device: options.Device = "auto",
@@ -50,6 +52,7 @@ def encode(
     from cftools.volume import Volume
 
     latents.check_output(output, scan, force)
+    options.check_mask(mask, stripped)
     told = parse_condition(from_ or [])
     chosen = pipe_plan(load_preset(preset), weights, told, clip)
     known = Condition(dict.fromkeys(chosen.facts.variables))
@@ -67,6 +70,8 @@ def encode(
         seed,
         source_name(image.path or "stdin"),
         latents.command(),
+        Volume.load(mask) if mask else None,
+        stripped,
     )
     latents.write(latent, output, force)
 
