@@ -67,6 +67,12 @@ weights: $(INSTALLED)
 		--set training.steps=1400 --set training.learning_rate=7e-4 --set data.cohort=450 --out runs/twin-age-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --dtype float32 --out runs/tissues-2mm
+	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
+		--licence CC-BY-SA-3.0 --out runs/brainmask/base
+	$(BIN)/cf-train --preset brainmask --init runs/brainmask/base/weights.safetensors --real $(CFTOOLS_DATA)/ixi \
+		--source "base: anatomies of two patients with MS (Lesjak et al. 2018, CC BY); then 35 IXI scans with their heads (brain-development.org, CC BY-SA 3.0)" \
+		--licence CC-BY-SA-3.0 --set training.steps=160 --set training.learning_rate=1e-3 --set data.cohort=12 \
+		--set data.real=0.7 --out runs/brainmask-2mm
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
 	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
 		--out runs/age-ldm-2mm

@@ -85,7 +85,7 @@ def middle_of_head(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     coarse, affine = shrink(array - array.min(), affine)  # 4 mm: noise in the air averages out
     pieces, count = ndimage.label(coarse > _FOREGROUND * np.percentile(coarse, 99))
     if not count:
-        return affine[:3, :3] @ (np.array(array.shape) / 2) + affine[:3, 3]
+        return affine[:3, :3] @ ((np.array(coarse.shape) - 1) / 2) + affine[:3, 3]
     largest = np.argwhere(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
     places = largest @ affine[:3, :3].T + affine[:3, 3]
     top = np.percentile(places[:, 2], 99.8)
