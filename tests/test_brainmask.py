@@ -106,6 +106,10 @@ def test_simulated_heads_come_smaller_than_mni152(monkeypatch: pytest.MonkeyPatc
     image, labels = ball_head()
     real = coded_real(real_head(image, labels))
     simulated = CodedHead(real.codes, real.brain, real.middle, real=False)
+    ramp = np.linspace(0, 1, 256, dtype=np.float32)
+    for name in ("_real_lookup", "_simulated_lookup"):
+        monkeypatch.setattr(brainmask, name, lambda random: ramp)
+    monkeypatch.setattr(brainmask, "_field_of_view", lambda shape, random: np.ones(tuple(shape), np.float32))
     sizes = {
         head.real: np.mean([litres(look(head, np.random.default_rng(seed))[1]) for seed in range(4)])
         for head in (real, simulated)
