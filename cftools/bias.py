@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cftools.itk import one_thread
+
 #: The resolution at which the bias is estimated.
 _WORKING_MM = 4.0
 _ITERATIONS = (30, 20, 10)
@@ -30,7 +32,7 @@ def bias_field(values: np.ndarray, inside: np.ndarray, affine: np.ndarray) -> np
 
 
 def n4(image: np.ndarray, inside: np.ndarray, shrink: Sequence[int]) -> np.ndarray:
-    """N4's bias field of an image above 0, estimated at a coarser resolution.
+    """N4's bias field of an image above 0, estimated at a coarser resolution; the same bits every time.
 
     Args:
         image: (I, J, K) float32; inside: where it counts, bool.
@@ -45,5 +47,7 @@ def n4(image: np.ndarray, inside: np.ndarray, shrink: Sequence[int]) -> np.ndarr
     correct = sitk.N4BiasFieldCorrectionImageFilter()
     correct.SetMaximumNumberOfIterations(_ITERATIONS)
     factors = [int(factor) for factor in reversed(shrink)]  # ITK counts axes the other way
-    correct.Execute(sitk.Shrink(full, factors), sitk.Shrink(mask, factors))
-    return np.asarray(np.exp(sitk.GetArrayFromImage(correct.GetLogBiasFieldAsImage(full))))
+    with one_thread():
+        correct.Execute(sitk.Shrink(full, factors), sitk.Shrink(mask, factors))
+        logarithm = correct.GetLogBiasFieldAsImage(full)
+    return np.asarray(np.exp(sitk.GetArrayFromImage(logarithm)))

@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cftools.errors import VolumeError
+from cftools.itk import one_thread
 from cftools.volume import Volume
 
 #: Least correlation with the template. Seen: T1w 0.47 and more; upside down, back to front or with skull 0.36
@@ -273,14 +274,8 @@ def _optimise(
     method.SetSmoothingSigmasPerLevel([_WORKING_MM if k > 1 else 0 for k in shrink])
     method.SetInitialTransform(transform, True)
     method.SetMovingInitialTransform(to_indices)
-    # More threads would sum in an order of their own each time. The method's own setting does not reach its
-    # metric.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
+    with one_thread():
         method.Execute(_image(target.image, target.affine), _image(moving, np.eye(4)))
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _image(array: np.ndarray, affine: np.ndarray) -> Any:

@@ -48,6 +48,7 @@ FLOORS = (
     },
     {
         "cftools.space",
+        "cftools.itk",
         "cftools.bias",
         "cftools.register",
         "cftools.prepare",

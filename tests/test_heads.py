@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -220,6 +221,20 @@ def test_n4_finds_the_bias_of_a_coil(head: tuple[Volume, np.ndarray]) -> None:
     assert np.log(found)[inside].mean() == pytest.approx(0, abs=1e-5)
     assert off.std() < 0.5 * np.log(truth)[inside].std()
     assert found.min() > 0 and found.dtype == np.float32
+
+
+def test_n4_gives_the_same_bits_whatever_the_threads(head: tuple[Volume, np.ndarray]) -> None:
+    volume, inside = head
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    found = []
+    try:
+        for threads in (1, 3):
+            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+            found.append(bias_field(volume.array, inside, volume.affine).tobytes())
+            assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    assert found[0] == found[1]
 
 
 @pytest.mark.usefixtures("known")
