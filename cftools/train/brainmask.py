@@ -199,17 +199,18 @@ def _posed(values: Tensor, middle: np.ndarray, size: float, random: np.random.Ge
 
 
 def _scanned(image: Tensor, random: np.random.Generator) -> Tensor:
-    """Texture, receive bias, blur and thick slices, and Rician noise laid over (1, 1, X, Y, Z)."""
+    """Texture, receive bias, blur and thick slices, and Rician noise laid over (1, 1, X, Y, Z), a little or much."""
+    much = random.random()
     generator = torch.Generator().manual_seed(int(random.integers(2**31)))
     shape = image.shape
-    image = image * (1 + random.uniform(0, 0.12) * torch.randn(shape, generator=generator))
-    bias = torch.from_numpy(random.normal(0, random.uniform(0, 0.3), (1, 1, 4, 4, 4)).astype(np.float32))
+    image = image * (1 + much * random.uniform(0, 0.12) * torch.randn(shape, generator=generator))
+    bias = torch.from_numpy(random.normal(0, much * random.uniform(0, 0.3), (1, 1, 4, 4, 4)).astype(np.float32))
     image = image * torch.exp(field.resize(bias, tuple(shape[2:])))
-    widths = np.full(3, random.uniform(0, 0.8))
+    widths = np.full(3, much * random.uniform(0, 0.8))
     if random.random() < 0.25:
         widths[random.integers(3)] += random.uniform(0.5, 2.0)
     image = torch.from_numpy(ndimage.gaussian_filter(image.numpy(), (0, 0, *widths), truncate=2.5))
-    noise = 0.08 * random.random() ** 2 * torch.randn((2, *shape), generator=generator)
+    noise = 0.08 * much * random.random() ** 2 * torch.randn((2, *shape), generator=generator)
     return torch.sqrt((image + noise[0]) ** 2 + noise[1] ** 2)
 
 
