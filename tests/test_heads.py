@@ -338,8 +338,12 @@ def network(monkeypatch: pytest.MonkeyPatch, head: tuple[Volume, np.ndarray]) ->
         def find(self, volume: Volume) -> np.ndarray:
             return head[1] & (volume.array != 0)
 
+    def load(name: str, expect: str) -> str:
+        loaded.append(name)
+        return name
+
     monkeypatch.setattr(heads, "BrainFinder", Knowing)
-    monkeypatch.setattr(heads, "load", lambda name, expect: loaded.append(name) or name)
+    monkeypatch.setattr(heads, "load", load)
     return loaded
 
 
