@@ -368,7 +368,7 @@ def test_a_head_no_larger_than_a_brain_may_be_is_a_head_nevertheless(
     assert 0.6 < inside.sum() * small.voxel_volume / 1e6 < 2.6
 
     def register(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> Registration:
-        fits = mask.sum() == inside.sum()
+        fits = mask.sum() <= inside.sum()
         return Registration(np.eye(4), 0.9 if fits else 0.1, 0.9, np.ones(3))
 
     monkeypatch.setattr("cftools.prepare.register", register)
