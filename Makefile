@@ -75,6 +75,8 @@ ANATOMY := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) \
 ANATOMY_AND_MS := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) --real $(CFTOOLS_DATA)/ms \
 	--source "25 IXI scans of people aged 40 to 75 (brain-development.org, CC BY-SA 3.0) and two patients with MS (Lesjak et al. 2018, CC BY)" \
 	--licence CC-BY-SA-3.0
+HEADS := --real $(CFTOOLS_DATA)/ixi --licence CC-BY-SA-3.0 --source "base: anatomies of two patients with MS (Lesjak et al. 2018, $\
+	CC BY); then 35 IXI scans with their heads (brain-development.org, CC BY-SA 3.0)"
 weights: $(INSTALLED)
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm-first
@@ -84,6 +86,12 @@ weights: $(INSTALLED)
 		--out runs/twin-diagnosis-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --out runs/tissues-2mm
+	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
+		--licence CC-BY-SA-3.0 --out runs/brainmask/base
+	$(BIN)/cf-train --preset brainmask --init runs/brainmask/base/weights.safetensors $(HEADS) --set training.steps=160 \
+		--set training.learning_rate=1e-3 --set data.cohort=12 --set data.real=0.7 --out runs/brainmask/first
+	$(BIN)/cf-train --preset brainmask --init runs/brainmask/first/weights.safetensors $(HEADS) --seed 1 \
+		--set training.steps=240 --set training.learning_rate=1.5e-3 --set data.cohort=8 --set data.real=0.8 --out runs/brainmask-2mm
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
 	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
 		--out runs/age-ldm-2mm

@@ -3,7 +3,7 @@
 # (twin_ablation.py).
 #
 #     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [engine]
-#         [autoencoder] [inversion] [latent] [volumes] [diagnosis]
+#         [autoencoder] [inversion] [latent] [volumes] [diagnosis] [heads]
 #
 # Without arguments all of them. The cohorts are made in a folder that is removed; commands are
 # recorded as run in it.
@@ -29,7 +29,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent volumes diagnosis}; do
+for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent volumes diagnosis heads}; do
     case $what in
     truth)
         truth normative
@@ -56,6 +56,10 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
     age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
+    heads)
+        python "$root/benchmarks/brainmask.py" "$CFTOOLS_DATA" --runs "$root/runs/brainmask" --json "$results/brainmask.json"
+        python "$root/benchmarks/raw_heads.py" "$CFTOOLS_DATA" --json "$results/raw-heads.json"
+        ;;
     engine) python "$root/benchmarks/engine.py" --json "$results/engine.json" ;;
     autoencoder) python "$root/benchmarks/autoencoder.py" "$CFTOOLS_DATA" --json "$results/autoencoder.json" ;;
     inversion) python "$root/benchmarks/round_trip.py" "$CFTOOLS_DATA" --json "$results/round-trip.json" ;;

@@ -22,11 +22,11 @@ def carry_field(
 ) -> np.ndarray:
     """Deform the scan on its own grid by a field that lives on the model's.
 
-    With A the registration's affine, L its linear part and u the displacement, a voxel of the brain at native world
-    position p becomes n + g(A p) (n - offset) + scale r(A p), n = native(p + L^-1 u(A p)): affine, field and inverse
-    affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is clipped to the range of the
-    27 voxels around. What does not move, and all outside the brain mask, keeps its very bits. What a shrinking brain
-    uncovers at its surface is fluid where the scan shows fluid there, else background.
+    With A the registration's affine, L its linear part, u the displacement and b the bias at A p, a voxel of the brain
+    at native world position p becomes n + g(A p) (n - b offset) + b scale r(A p), n = native(p + L^-1 u(A p)): affine,
+    field and inverse affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is clipped to
+    the range of the 27 voxels around. What does not move, and all outside the brain mask, keeps its very bits. What a
+    shrinking brain uncovers at its surface is fluid where the scan shows fluid there, else background.
 
     Args:
         prepared: the scan and its way to the grid.
@@ -63,7 +63,8 @@ def carry_field(
             values[moving] = np.clip(sampled, floor[nearest], ceiling[nearest])
         if residual is not None:
             added, gain = (_read(one, places) for one in residual)
-            change = np.float32(prepared.scale) * added + gain * (values - np.float32(prepared.offset))
+            bias = _bias(prepared, places)
+            change = bias * np.float32(prepared.scale) * added + gain * (values - bias * np.float32(prepared.offset))
             changed = change != 0
             values[changed] = np.clip(values[changed] + change[changed], low, high)
         carried[slab][mask] = values
@@ -80,9 +81,9 @@ def carry_field(
 
 
 def carry_difference(prepared: Prepared, factual: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    """Carry by residual: n + scale (edited - factual)(A p) inside the brain mask, clipped to the scan's range there.
+    """Carry by residual: n + b scale (edited - factual)(A p) inside the brain mask, clipped to the scan's range there.
 
-    Where the two do not differ the scan keeps its very bits.
+    b is the bias at A p. Where the two do not differ the scan keeps its very bits.
 
     Args:
         factual, edited: (X, Y, Z) on the prepared grid, in its normalised intensity.
@@ -90,11 +91,13 @@ def carry_difference(prepared: Prepared, factual: np.ndarray, edited: np.ndarray
         (I, J, K) float32, in the scan's own intensities.
     """
     difference = np.float32(prepared.scale) * (edited - factual)
-    return _repainted(prepared, lambda values, places: values + _read(difference, places))
+    return _repainted(prepared, lambda values, places: values + _bias(prepared, places) * _read(difference, places))
 
 
 def carry_replacement(prepared: Prepared, edited: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
-    """Carry by replace: offset + scale edited(A p) inside the brain mask, or by region: only inside the region.
+    """Carry by replace: b (offset + scale edited(A p)) inside the brain mask, or by region: only inside the region.
+
+    b is the bias at A p.
 
     Args:
         edited: (X, Y, Z) on the prepared grid, in its normalised intensity.
@@ -103,7 +106,11 @@ def carry_replacement(prepared: Prepared, edited: np.ndarray, region: np.ndarray
         (I, J, K) float32, in the scan's own intensities.
     """
     offset, scale = np.float32(prepared.offset), np.float32(prepared.scale)
-    return _repainted(prepared, lambda values, places: offset + scale * _read(edited, places), region)
+    return _repainted(
+        prepared,
+        lambda values, places: _bias(prepared, places) * (offset + scale * _read(edited, places)),
+        region,
+    )
 
 
 def _repainted(
@@ -199,6 +206,11 @@ class _Field(_Place):
 def _read(image: np.ndarray, places: np.ndarray) -> np.ndarray:
     """An image on the model's grid at places of it, linear, 0 outside."""
     return ndimage.map_coordinates(image, places, output=np.float32, order=1, mode="grid-constant")
+
+
+def _bias(prepared: Prepared, places: np.ndarray) -> np.ndarray | np.float32:
+    """What the receive coil multiplies the scan by at places of the model's grid."""
+    return np.float32(1) if prepared.bias is None else _read(prepared.bias, places)
 
 
 def _window(array: np.ndarray, box: tuple[slice, ...], reach: int) -> np.ndarray:

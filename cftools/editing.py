@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,16 +12,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
+from cftools.described import save_described
 from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, WeightsError
 from cftools.planning import METHODS, Changes, Plan, editing_command
 from cftools.preset import Preset
-from cftools.provenance import Provenance, sidecar_path, source_name, write_sidecar
+from cftools.provenance import Provenance, source_name
 from cftools.weights import Checkpoint, Facts, installed, load
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from cftools.heads import Preparer
     from cftools.methods import ScalarReader
     from cftools.prepare import Grid, Prepared
     from cftools.volume import Volume
@@ -65,6 +66,7 @@ class Ready:
         known: of the scan; unknown: what a model is still to read off it.
         sweep: the edits to make.
         region: the mask where alone they may show, or None.
+        mask: of the brain, as it was given, or None.
     """
 
     prepared: Prepared
@@ -72,6 +74,7 @@ class Ready:
     unknown: tuple[str, ...]
     sweep: Sequence[Changes] = ()
     region: Volume | None = None
+    mask: Volume | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,53 +114,6 @@ class Edited:
         save_described(self.volume, self.provenance, path, force)
 
 
-def save_described(volume: Volume, provenance: Provenance, path: Path, force: bool = False) -> None:
-    """Write an image and the sidecar beside it; errors and order as `Edited.save`.
-
-    Where another task writes the same image at the same time, one of them has both, and the other has an error.
-    """
-    from cftools.volume import write_atomic
-
-    sidecar = sidecar_path(path)
-    before: bytes | None = None
-    ours: bytes | None = None
-
-    def describe() -> None:
-        nonlocal before, ours
-        before = _content(sidecar)
-        # A JSON without an image is what a killed run leaves.
-        write_sidecar(path, provenance, force=force or is_sidecar(sidecar))
-        ours = provenance.content()
-
-    try:
-        volume.save(path, force=force, first=describe)
-    except BaseException:
-        if ours is not None and _content(sidecar) == ours:
-            if before is not None:
-                write_atomic(sidecar, before, force=True)
-            elif not path.exists():
-                sidecar.unlink()
-        raise
-    if _content(sidecar) != ours:
-        write_sidecar(path, provenance, force=True)
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes() if path.is_file() else None  # a FIFO would block
-    except OSError:
-        return None
-
-
-def is_sidecar(sidecar: Path) -> bool:
-    """Whether a JSON file is a sidecar that cftools wrote."""
-    try:
-        # A FIFO would block.
-        return sidecar.is_file() and "cftools" in json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
-
-
 class Editor:
     """Edits one scan after another; network and weights are loaded once, when the first scan is sound.
 
@@ -168,6 +124,7 @@ class Editor:
         volumes: whether to measure structures before and after.
         spread: whether to make every edit in other ways too.
         quality: whether to look how well the model can show each scan at all.
+        stripped: the scans are brains cut out already, so that no brain is to be found in them.
     """
 
     def __init__(
@@ -178,36 +135,43 @@ class Editor:
         volumes: bool = False,
         spread: bool = False,
         quality: bool = False,
+        stripped: bool = False,
     ) -> None:
         self.plan = plan
         self.seed = seed
         self.volumes = volumes
         self.spread = spread
         self.quality = quality
+        self.stripped = stripped
         self._device = device
+        self._preparer: Preparer | None = None
         self._method: tuple[Method, dict[str, Checkpoint]] | None = None
         self._readers: dict[str, tuple[ScalarReader, Checkpoint]] = {}
         self._tissues: tuple[TissueReader, Checkpoint] | None = None
 
     def ready(
-        self, volume: Volume, known: Condition, sweep: Sequence[Changes] = (), region: Volume | None = None
+        self,
+        volume: Volume,
+        known: Condition,
+        sweep: Sequence[Changes] = (),
+        region: Volume | None = None,
+        mask: Volume | None = None,
     ) -> Ready:
         """A scan read to be edited; another scan may be edited meanwhile, in another thread.
 
         Args:
-            volume: the scan.
+            volume: the scan, whole head or brain alone.
             known: what is known of it; what must be and is not, a model will read off the scan.
             sweep: the edits to make; without any, all is read off that can be.
             region: a mask on the scan's grid, where alone the edit may show, for a carry by region.
+            mask: of the brain, on the scan's grid; None to find it.
         Raises:
             ConditionError: a value is unknown, or out of range.
-            VolumeError, RegistrationError: as `prepare`; a region that is no mask on the scan's grid.
+            VolumeError, RegistrationError: as `Preparer`; a region that is no mask on the scan's grid.
             WeightsError: damaged.
         Warns:
             CftoolsWarning: another contrast by its name; a value is supposed, or was clipped.
         """
-        from cftools.prepare import prepare
-
         facts = self.plan.facts
         _check_contrast(volume, facts)
         where = volume.region(region) if region is not None else None
@@ -221,8 +185,8 @@ class Editor:
             self._conditions(known, sweep)
         # The other way round, damaged weights would be found after a registration, for each scan anew.
         self._loaded()
-        prepared = replace(prepare(volume, _grid(facts)), region=where)
-        return Ready(prepared, known, unknown, sweep, region)
+        prepared = replace(self.preparer(volume, mask), region=where)
+        return Ready(prepared, known, unknown, sweep, region, mask)
 
     def edits(self, ready: Ready, dataset: Path | None = None) -> Iterator[Edited]:
         """Each edit of a scan in turn.
@@ -234,8 +198,6 @@ class Editor:
         Warns:
             CftoolsWarning: a value is a model's guess, or was clipped.
         """
-        from cftools.prepare import prepare
-
         preset, prepared, volume = self.plan.preset, ready.prepared, ready.prepared.volume
         method, weights, guesses = self.opened(ready)
         source, targets = self._conditions(ready.known.do(**guesses), ready.sweep)
@@ -244,17 +206,20 @@ class Editor:
             "device": method.device.type,
             "registration": {"similarity": round(prepared.similarity, 4)},
             "guessed": guesses,
+            "brain": prepared.found_by,
         }
         before = self._measured(prepared) if self.volumes else None
         if before is not None and self._tissues is not None:
             weights = weights | {"reader of volumes": self._tissues[1]}
-        region = _file(ready.region) if ready.region is not None else None
+        region, mask = (None if one is None else _file(one) for one in (ready.region, ready.mask))
         arrays = method.edits(preset, prepared, source, targets, self.seed)
         for changes, target, array in zip(ready.sweep, targets, arrays, strict=True):
             provenance = Provenance(
-                command=editing_command(self.plan, changes, source, _file(volume), self.seed, region),
+                command=editing_command(
+                    self.plan, changes, source, _file(volume), self.seed, region, mask, self.stripped
+                ),
                 sources=(source_name(volume.path or "stdin", dataset),),
-                skull_stripped=self.plan.facts.skull_stripped,
+                skull_stripped=not prepared.found_by,
                 preset=preset,
                 weights=weights,
                 source=source,
@@ -263,13 +228,22 @@ class Editor:
                 details={key: value for key, value in details.items() if value},
             )
             edit = volume.with_array(array)
-            after = self._measured(prepare(edit, prepared.grid, prepared.to_mni)) if before is not None else None
+            after = self._measured(self.preparer.again(prepared, array)) if before is not None else None
             found = (before, after) if before is not None and after is not None else None
             spread = None
             if self.spread:
                 words, others = method.spread(preset, prepared, source, target, self.seed)
                 spread = (words, volume.with_array(_deviation(others)))
             yield Edited(edit, source, target, prepared.similarity, prepared, provenance, found, spread, reconstruction)
+
+    @property
+    def preparer(self) -> Preparer:
+        """What brings scans to the model's grid."""
+        from cftools.heads import Preparer
+
+        if self._preparer is None:
+            self._preparer = Preparer(_grid(self.plan.facts), self._device, self.stripped)
+        return self._preparer
 
     def opened(self, ready: Ready) -> tuple[Method, dict[str, Checkpoint], dict[str, Value]]:
         """The method, all weights by role, and what models read off the scan.
@@ -279,7 +253,8 @@ class Editor:
         """
         method, loaded = self._loaded()
         guesses = {name: self._guess(name, ready.prepared) for name in ready.unknown}
-        return method, loaded | {f"reader of {name}": self._readers[name][1] for name in ready.unknown}, guesses
+        readers = {f"reader of {name}": self._readers[name][1] for name in ready.unknown}
+        return method, loaded | readers | self.preparer.weights_of(ready.prepared), guesses
 
     def reconstruction(self, ready: Ready) -> float | None:
         """How well the model can show the scan at all, dB; None where nobody asks or it need not.

@@ -85,7 +85,8 @@ def encode(editor: Editor, ready: Ready, dataset: Path | None = None) -> Latent:
         prepared.scale,
         prepared.similarity,
     )
-    command = encoding_command(plan, source, path.name if path else "-", editor.seed)
+    brain = None if ready.mask is None else ready.mask.path.name if ready.mask.path else "-"
+    command = encoding_command(plan, source, path.name if path else "-", editor.seed, brain, editor.stripped)
     return method.encode(prepared.image, scan, source, tuple(guesses), editor.seed, command)
 
 
@@ -113,13 +114,20 @@ def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Tar
 
 
 def decode(
-    latent: Latent, device: Device, onto: Volume | None, carry: str | None, region: Volume | None = None
+    latent: Latent,
+    device: Device,
+    onto: Volume | None,
+    carry: str | None,
+    region: Volume | None = None,
+    mask: Volume | None = None,
+    stripped: bool = False,
 ) -> Iterator[tuple[Target, Volume]]:
     """The images of a latent's edits; without the scan on the model's grid, 0 outside the brain.
 
     Args:
         onto: the scan it was made from, whose grid the edits are brought to; None leaves them on the model's.
         carry: how; None, as the preset does. region: a mask on the scan's grid, for a carry by region.
+        mask, stripped: where its brain is, as when it was encoded.
     Raises:
         LatentError: it holds no edits, or was made from another scan or with other weights. UsageError: the region and
             the carry do not go together. VolumeError: the region is no mask on the scan's grid.
@@ -127,12 +135,13 @@ def decode(
     import numpy as np
 
     from cftools.diffuse import brought_home, decoded, load_space
-    from cftools.prepare import Grid, prepare
+    from cftools.heads import Preparer
+    from cftools.prepare import Grid
     from cftools.space import Space, make_space
 
     latent.check_kind("edited")
-    if onto is None and (carry or region is not None):
-        raise UsageError("--carry and --region say how an edit comes onto the scan: name that with --onto")
+    if onto is None and (carry or region is not None or mask is not None):
+        raise UsageError("--carry, --region and --mask say how an edit comes onto the scan: name that with --onto")
     preset, facts = preset_of(latent), latent.facts
     space: Space
     if "space" in facts.weights:
@@ -152,7 +161,7 @@ def decode(
         raise LatentError(f"{latent.name}: was made from no scan: decode it without --onto")
     check_region(preset.override(carry=carry), region is not None)
     where = onto.region(region) if region is not None else None
-    prepared = replace(prepare(onto, grid, np.array(scan.to_mni)), region=where)
+    prepared = replace(Preparer(grid, device, stripped)(onto, mask, np.array(scan.to_mni)), region=where)
     factual = latent.tensors.get("factual")
     for target, edited in zip(facts.targets, latent.edited, strict=True):
         yield target, onto.with_array(brought_home(space, prepared, edited, factual, carry or preset.carry))

@@ -181,12 +181,20 @@ def check_changes(facts: Facts, changes: Changes, clip: bool) -> None:
 
 
 def editing_command(
-    plan: Plan, changes: Changes, source: Condition, name: str, seed: int, region: str | None = None
+    plan: Plan,
+    changes: Changes,
+    source: Condition,
+    name: str,
+    seed: int,
+    region: str | None = None,
+    mask: str | None = None,
+    stripped: bool = False,
 ) -> str:
     """The command that makes one image alone, whatever sweep or batch it came from.
 
     Args:
-        name: of the scan; region: of a mask, - for stdin.
+        name: of the scan; region, mask: of masks; - for stdin.
+        stripped: the scan was said to be a brain alone.
     """
     preset = plan.preset
     sampling: Any = preset.sampling
@@ -194,8 +202,9 @@ def editing_command(
     words += ["--steps", str(sampling.steps)]
     if len(METHODS[preset.method].carries) > 1:
         words += ["--carry", str(preset.carry)]
-    if region is not None:
-        words += ["--region", region]
+    for option, file in (("--region", region), ("--mask", mask)):
+        words += [option, file] if file is not None else []
+    words += ["--prepared"] if stripped else []
     if (guidance := getattr(sampling, "guidance", None)) is not None:
         words += ["--guidance", f"{guidance:g}"]
     if seed:
@@ -205,9 +214,13 @@ def editing_command(
     return command_line([*words, *_told(source, plan), name])
 
 
-def encoding_command(plan: Plan, source: Condition, name: str, seed: int) -> str:
-    """The command that makes one scan's latent alone, whatever batch it came from."""
+def encoding_command(
+    plan: Plan, source: Condition, name: str, seed: int, mask: str | None = None, stripped: bool = False
+) -> str:
+    """The command that makes one scan's latent alone, whatever batch it came from; arguments as above."""
     words = ["cf-encode", "--preset", plan.preset.name, "--weights", plan.preset.weights[plan.preset.main_role][0]]
+    words += ["--mask", mask] if mask is not None else []
+    words += ["--prepared"] if stripped else []
     words += ["--seed", str(seed)] if seed else []
     return command_line([*words, *_told(source, plan), name, "-"])
 

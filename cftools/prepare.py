@@ -1,20 +1,23 @@
-"""From a skull-stripped T1w scan to the model's grid, and what is needed to find the way back.
+"""From a T1w scan whose brain is known to the model's grid, and what is needed to find the way back.
 
-Reorient, find the brain, register it to MNI152, resample with anti-aliasing, normalise.
+Reorient, register the brain to MNI152, resample with anti-aliasing, normalise; in a whole head, correct the bias first.
+Where the brain is in a head, `cftools.heads` says.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from cftools.errors import RegistrationError, VolumeError
+from cftools.bias import bias_field
+from cftools.errors import CftoolsWarning, RegistrationError, VolumeError
 from cftools.nifti import printable
-from cftools.register import register
+from cftools.register import LEAST_CONTRAST, register
 from cftools.volume import Volume
 
 #: Litres that a stripped brain can fill. Seen: 0.96 (a small brain, mask eroded by 4 mm) to 2.35 (a large
@@ -51,6 +54,23 @@ GRID_1MM = _grid("MNI152 1 mm", 1)
 
 
 @dataclass(frozen=True, eq=False)
+class Brain:
+    """Which voxels of a scan are brain, and how that is known.
+
+    Attributes:
+        mask: on the scan's own grid, (I, J, K) bool.
+        found_by: weights, or a mask's file, by name; empty where the scan holds nothing else.
+    """
+
+    mask: np.ndarray
+    found_by: str = ""
+
+    def litres(self, volume: Volume) -> float:
+        """How much it is."""
+        return float(self.mask.sum()) * volume.voxel_volume / 1e6
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A scan on a model's grid, with the way back.
 
@@ -59,10 +79,12 @@ class Prepared:
         image: (X, Y, Z) float32 on `grid`, in [0, 1.5], 0 outside the brain.
         grid: the model's grid.
         to_mni: native world mm -> MNI152 world mm (both RAS), (4, 4).
-        mask: the brain on the scan's own grid, bool.
-        offset, scale: image = (native - offset) / scale.
+        mask: the brain on the scan's own grid, bool; outside it no edit changes anything.
+        offset, scale: image = (native / bias - offset) / scale.
         similarity: of the registration; see `Registration`.
         region: where alone an edit may show, on the scan's own grid, bool; None for all of the brain.
+        bias: what the receive coil multiplied the scan by, (X, Y, Z) on `grid`; None for 1 everywhere.
+        found_by: as of `Brain`; empty for a scan that was stripped already.
     """
 
     volume: Volume
@@ -74,44 +96,49 @@ class Prepared:
     scale: float
     similarity: float = math.nan
     region: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    found_by: str = ""
 
 
-def prepare(volume: Volume, grid: Grid = GRID_2MM, to_mni: np.ndarray | None = None) -> Prepared:
-    """A skull-stripped T1w scan, in any orientation, on the model's grid.
+def prepare(
+    volume: Volume, grid: Grid = GRID_2MM, to_mni: np.ndarray | None = None, brain: Brain | None = None
+) -> Prepared:
+    """A T1w scan, in any orientation, on the model's grid.
 
     Deterministic: the same scan gives the same bits whatever the number of threads.
 
     Args:
         to_mni: native world mm -> MNI152 world mm where it is known, (4, 4): then nothing is registered, and the scan
             may be of any contrast.
+        brain: where the brain is in a whole head; None for a scan that is stripped already.
     Raises:
-        VolumeError: nothing in it, or a whole head.
+        VolumeError: nothing in it; a whole head, and no brain was named; a brain of no possible size.
         RegistrationError: it could not be brought onto the template.
+    Warns:
+        CftoolsWarning: white matter is no brighter than in other contrasts than T1w.
     """
     name = printable(volume.path) if volume.path else "the scan"
-    orientation = nib.orientations.io_orientation(volume.affine)
-    # One storage order for all orientations: then the same brain gives the same bits.
-    array = np.ascontiguousarray(nib.orientations.apply_orientation(volume.array, orientation))
-    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.array.shape)
-    mask, background = brain_mask(array)
-    if not mask.any():
-        raise VolumeError(f"{name}: holds nothing but background: check the file")
-    litres = float(mask.sum()) * volume.voxel_volume / 1e6
-    _check_size(name, litres)
+    array, affine, orientation = canonical(volume)
+    brain = brain or stripped_brain(volume)
+    _check_size(name, brain, brain.litres(volume))
 
+    mask = np.ascontiguousarray(nib.orientations.apply_orientation(brain.mask, orientation))
     box = bounding_box(mask)
     inside, values = mask[box], array[box]
     affine = affine @ _shift([extent.start for extent in box])
-    offset = _offset(values[inside], background)
+    bias = None
+    if brain.found_by:
+        bias = bias_field(values, inside, affine)
+        values = values / bias
+    offset = _offset(values[inside], _background(array))
     values = np.where(inside, values - np.float32(offset), np.float32(0))
     similarity = math.nan
     if to_mni is None:
         registration = register(values, inside, affine)
         if registration.problem:
-            raise RegistrationError(
-                f"{name}: does not fit the MNI152 brain ({registration.problem}): check that it is a T1w "
-                "scan of a whole brain, skull-stripped (SynthStrip, HD-BET), with a header that is right"
-            )
+            raise RegistrationError(f"{name}: does not fit the MNI152 brain ({registration.problem}): {_advice(brain)}")
+        if registration.white_to_grey < LEAST_CONTRAST:
+            _warn_of_contrast(name, registration.white_to_grey)
         to_mni, similarity = registration.matrix, registration.similarity
     image = resample(values, to_mni @ affine, grid)
     scale = intensity_scale(image)
@@ -120,11 +147,35 @@ def prepare(volume: Volume, grid: Grid = GRID_2MM, to_mni: np.ndarray | None = N
         image=np.clip(image / np.float32(scale), 0, 1.5),
         grid=grid,
         to_mni=to_mni,
-        mask=_to_native(mask, orientation),
+        mask=to_native(mask, orientation),
         offset=offset,
         scale=scale,
         similarity=similarity,
+        bias=None if bias is None else _smooth_on_grid(bias, to_mni @ affine, grid),
+        found_by=brain.found_by,
     )
+
+
+def canonical(volume: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A scan's voxels in RAS order, (I, J, K); their affine, (4, 4); and the scan's orientation, for `to_native`.
+
+    One storage order for all orientations: then the same brain gives the same bits.
+    """
+    orientation = nib.orientations.io_orientation(volume.affine)
+    array = np.ascontiguousarray(nib.orientations.apply_orientation(volume.array, orientation))
+    return array, volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.array.shape), orientation
+
+
+def to_native(array: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """From RAS order back to the scan's own."""
+    ras = np.array([[0, 1], [1, 1], [2, 1]])
+    return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(ras, orientation))
+
+
+def stripped_brain(volume: Volume) -> Brain:
+    """The brain of a scan that holds nothing else; all that is no background."""
+    array, _, orientation = canonical(volume)
+    return Brain(to_native(brain_mask(array)[0], orientation))
 
 
 def itk_transform(to_mni: np.ndarray) -> str:
@@ -144,8 +195,15 @@ def itk_transform(to_mni: np.ndarray) -> str:
     )
 
 
-def _check_size(name: str, litres: float) -> None:
+def _check_size(name: str, brain: Brain, litres: float) -> None:
     low, high = BRAIN_LITRES
+    if not brain.mask.any() and not brain.found_by:
+        raise VolumeError(f"{name}: holds nothing but background: check the file")
+    if brain.found_by and not low <= litres <= high:
+        raise VolumeError(
+            f"{name}: {litres:.2f} litres of it are brain by {brain.found_by}, and a whole brain has {low} to {high}: "
+            "check that it shows a whole head, and the voxel sizes in its header; or give a mask of its brain (--mask)"
+        )
     if litres > high:
         raise VolumeError(
             f"{name}: looks like a whole head ({litres:.1f} litres are not background; a brain has at "
@@ -158,10 +216,20 @@ def _check_size(name: str, litres: float) -> None:
         )
 
 
-def _to_native(array: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    """From RAS storage back to the scan's own."""
-    ras = np.array([[0, 1], [1, 1], [2, 1]])
-    return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(ras, orientation))
+def _warn_of_contrast(name: str, white_to_grey: float) -> None:
+    text = (
+        f"{name}: its white matter is {white_to_grey:.2f} times as bright as its grey, and in a T1w scan it is "
+        f"{LEAST_CONTRAST} at least: is it a FLAIR or another contrast? The weights were made for T1w"
+    )
+    warnings.warn(text, CftoolsWarning, stacklevel=3)
+
+
+def _advice(brain: Brain) -> str:
+    if brain.found_by:
+        return "check that it is a T1w scan of a whole head with a header that is right, and its brain mask"
+    return (
+        "check that it is a T1w scan of a whole brain, skull-stripped (SynthStrip, HD-BET), with a header that is right"
+    )
 
 
 def _shift(start: list[int]) -> np.ndarray:
@@ -183,9 +251,7 @@ def brain_mask(array: np.ndarray) -> tuple[np.ndarray, float]:
     Returns:
         (X, Y, Z) bool, and the background.
     """
-    faces = [np.take(array, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    found, counts = np.unique(np.concatenate(faces), return_counts=True)
-    background = float(found[counts.argmax()])
+    background = _background(array)
     distance = np.abs(array - np.float32(background))
     foreground = distance[distance > 0]
     if not foreground.size:
@@ -200,6 +266,13 @@ def brain_mask(array: np.ndarray) -> tuple[np.ndarray, float]:
     mask[:] = False
     mask[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return mask, background
+
+
+def _background(array: np.ndarray) -> float:
+    """The most frequent value on the faces of an image."""
+    faces = [np.take(array, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    found, counts = np.unique(np.concatenate(faces), return_counts=True)
+    return float(found[counts.argmax()])
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -241,3 +314,11 @@ def resample(values: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
     smooth = ndimage.gaussian_filter(smooth, sigmas, mode="constant")
     index_of = np.linalg.inv(affine @ _shift([-n for n in margin])) @ grid.affine
     return ndimage.affine_transform(smooth, index_of[:3, :3], index_of[:3, 3], grid.shape, order=1)
+
+
+def _smooth_on_grid(values: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+    """As `resample`, for what is smooth already and goes on beyond its edges."""
+    index_of = np.linalg.inv(affine) @ grid.affine
+    return ndimage.affine_transform(
+        values, index_of[:3, :3], index_of[:3, 3], grid.shape, order=1, mode="nearest", output=np.float32
+    )

@@ -4,6 +4,7 @@ registration of two images on one grid."""
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,17 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from cftools.errors import VolumeError
+from cftools.itk import one_thread
 from cftools.volume import Volume
 
 #: Least correlation with the template. Seen: T1w 0.47 and more; upside down, back to front or with skull 0.36
 #: and less.
 LEAST_SIMILARITY = 0.40
+#: At this correlation and below it is another contrast, registered well. Seen: T2w -0.23 and less.
+REVERSED = -0.2
+#: Least brightness of white matter over grey in a T1w scan. Seen: T1w 1.19 and more, with gadolinium 1.155; FLAIR 1.14
+#: and less.
+LEAST_CONTRAST = 1.15
 #: Least Dice overlap with the template's brain. Seen: 0.94 and more, 0.81 for masks 6 mm too wide; half a
 #: brain 0.77.
 LEAST_OVERLAP = 0.79
@@ -42,17 +49,21 @@ class Registration:
         similarity: correlation with the template inside the brain, smooth brightness differences set aside.
         overlap: Dice overlap of the brain with the template's.
         stretches: singular values of the linear part, largest first, (3,).
+        white_to_grey: how bright the template's white matter is in the scan over its grey, at 4 mm; nan where unknown.
     """
 
     matrix: np.ndarray
     similarity: float
     overlap: float
     stretches: np.ndarray
+    white_to_grey: float = math.nan
 
     @property
     def problem(self) -> str | None:
         """Why the registration is not to be trusted, in a few words; None when it is."""
         low, high = STRETCH
+        if self.similarity <= REVERSED:
+            return f"dark and bright are the other way round than in a T1w scan: its likeness is {self.similarity:.2f}"
         if not self.similarity >= LEAST_SIMILARITY:
             return f"its likeness to the template is {self.similarity:.2f}, less than {LEAST_SIMILARITY:.2f}"
         if not self.overlap >= LEAST_OVERLAP:
@@ -87,6 +98,7 @@ class _Target:
         affine: of both, (4, 4).
         centre: of mass of the brain, (3,); volume: of the brain, mm^3.
         near: around the brain, where the two images are compared, (X, Y, Z) bool.
+        tissues: where grey and white matter are almost alone, (2, X, Y, Z) bool.
         points: (N, 3), of every other voxel in `near`; classes: (N,), their class of intensity, 0 to 10.
     """
 
@@ -96,6 +108,7 @@ class _Target:
     centre: np.ndarray
     volume: float
     near: np.ndarray
+    tissues: np.ndarray
     points: np.ndarray
     classes: np.ndarray
 
@@ -103,8 +116,8 @@ class _Target:
 @lru_cache(maxsize=1)
 def _target() -> _Target:
     volume = template()
-    image, affine = _shrink(volume.array, volume.affine)
-    brain, _ = _shrink((volume.array > 0).astype(np.float32), volume.affine)
+    image, affine = shrink(volume.array, volume.affine)
+    brain, _ = shrink((volume.array > 0).astype(np.float32), volume.affine)
     near = ndimage.distance_transform_edt(brain < 0.5) * _WORKING_MM <= _AROUND_MM
     coarse = np.argwhere(near)
     coarse = coarse[(coarse % 2 == 0).all(axis=1)]
@@ -117,6 +130,7 @@ def _target() -> _Target:
         centre=_apply(affine, np.array([ndimage.center_of_mass(brain)]))[0],
         volume=float(brain.sum() * abs(np.linalg.det(affine[:3, :3]))),
         near=near,
+        tissues=np.stack([shrink(template(kind).array, volume.affine)[0] > 0.75 for kind in ("gm", "wm")]),
         points=_apply(affine, coarse),
         classes=np.digitize(smooth, [0.05, *tissue]),
     )
@@ -138,8 +152,8 @@ def register(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> Registr
 
     target = _target()
     bright = np.percentile(image[mask], 99.5)
-    moving, moving_affine = _shrink(np.clip(image, 0, 1.5 * bright), affine)
-    brain, _ = _shrink(mask.astype(np.float32), affine)
+    moving, moving_affine = shrink(np.clip(image, 0, 1.5 * bright), affine)
+    brain, _ = shrink(mask.astype(np.float32), affine)
     moving /= bright or 1.0
     centre = _apply(moving_affine, np.array([ndimage.center_of_mass(brain)]))[0]
     size = float(brain.sum() * abs(np.linalg.det(moving_affine[:3, :3])) / target.volume) ** (1 / 3)
@@ -169,8 +183,8 @@ def register(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> Registr
     to_native[:3, :3] = np.reshape(final.GetMatrix(), (3, 3))
     to_native[:3, 3] = final.TransformPoint((0.0, 0.0, 0.0))
     matrix = np.linalg.inv(to_native)
-    similarity, overlap = _fit(target, moving, brain, indices @ to_native @ target.affine)
-    return Registration(matrix, similarity, overlap, np.linalg.svd(matrix[:3, :3], compute_uv=False))
+    similarity, overlap, contrast = _fit(target, moving, brain, indices @ to_native @ target.affine)
+    return Registration(matrix, similarity, overlap, np.linalg.svd(matrix[:3, :3], compute_uv=False), contrast)
 
 
 def deformation(fixed: np.ndarray, moving: np.ndarray, millimetres: float) -> np.ndarray:
@@ -205,7 +219,7 @@ def deformation(fixed: np.ndarray, moving: np.ndarray, millimetres: float) -> np
     return np.ascontiguousarray(sitk.GetArrayFromImage(found).T, np.float32)
 
 
-def _shrink(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shrink(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of blocks of about 4 mm, and their affine; zero beyond the edges."""
     factors = np.maximum(1, np.rint(_WORKING_MM / np.linalg.norm(affine[:3, :3], axis=0))).astype(int)
     blocks = np.pad(array, [(0, -n % k) for n, k in zip(array.shape, factors, strict=True)])
@@ -260,14 +274,8 @@ def _optimise(
     method.SetSmoothingSigmasPerLevel([_WORKING_MM if k > 1 else 0 for k in shrink])
     method.SetInitialTransform(transform, True)
     method.SetMovingInitialTransform(to_indices)
-    # More threads would sum in an order of their own each time. The method's own setting does not reach its
-    # metric.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
+    with one_thread():
         method.Execute(_image(target.image, target.affine), _image(moving, np.eye(4)))
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _image(array: np.ndarray, affine: np.ndarray) -> Any:
@@ -280,8 +288,8 @@ def _image(array: np.ndarray, affine: np.ndarray) -> Any:
     return image
 
 
-def _fit(target: _Target, moving: np.ndarray, brain: np.ndarray, indices: np.ndarray) -> tuple[float, float]:
-    """Similarity and overlap of the scan with the template, as `Registration` has them.
+def _fit(target: _Target, moving: np.ndarray, brain: np.ndarray, indices: np.ndarray) -> tuple[float, float, float]:
+    """Similarity, overlap and contrast of the scan with the template, as `Registration` has them.
 
     Args:
         moving, brain: intensities and share of brain at 4 mm.
@@ -299,7 +307,9 @@ def _fit(target: _Target, moving: np.ndarray, brain: np.ndarray, indices: np.nda
     smooth = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
     pair = np.stack([values[both], target.image[both]], axis=1).astype(np.float64)
     if len(pair) <= smooth.shape[1]:
-        return 0.0, float(overlap)
+        return 0.0, float(overlap), math.nan
     pair -= smooth @ np.linalg.lstsq(smooth, pair, rcond=None)[0]
     lengths = np.linalg.norm(pair, axis=0)
-    return float(pair[:, 0] @ pair[:, 1] / max(lengths[0] * lengths[1], 1e-9)), float(overlap)
+    similarity = float(pair[:, 0] @ pair[:, 1] / max(lengths[0] * lengths[1], 1e-9))
+    grey, white = (np.median(values[tissue & ours]) if (tissue & ours).any() else math.nan for tissue in target.tissues)
+    return similarity, float(overlap), float(white / grey) if grey > 0 else math.nan

@@ -21,7 +21,7 @@ import torch
 from bad_nifti import REASONS, REFUSED
 from bids_validator import bids_errors
 
-from cftools import methods, prepare, weights
+from cftools import heads, methods, prepare, weights
 from cftools.carry import carry_field
 from cftools.cli.edit import main
 from cftools.condition import Condition, Variable, entity
@@ -114,14 +114,14 @@ def prepared(monkeypatch: pytest.MonkeyPatch, memory: dict[bytes, Prepared]) -> 
     done: list[Path | None] = []
     original = prepare.prepare
 
-    def remembering(volume: Volume, grid: Grid) -> Prepared:
+    def remembering(volume: Volume, grid: Grid, to_mni: np.ndarray | None, brain: prepare.Brain) -> Prepared:
         done.append(volume.path)
-        key = volume.array.tobytes() + volume.affine.tobytes()
+        key = volume.array.tobytes() + volume.affine.tobytes() + brain.mask.tobytes() + brain.found_by.encode()
         if key not in memory:
-            memory[key] = original(volume, grid)
+            memory[key] = original(volume, grid, to_mni, brain)
         return replace(memory[key], volume=volume)
 
-    monkeypatch.setattr(prepare, "prepare", remembering)
+    monkeypatch.setattr(heads, "prepare", remembering)
     return done
 
 

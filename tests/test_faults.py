@@ -21,7 +21,7 @@ from bad_nifti import AFFINE, nifti_bytes
 from writers import NOISE, ROUNDS, made_by
 
 from cftools import volume
-from cftools.editing import save_described
+from cftools.described import save_described
 from cftools.errors import OutputError
 from cftools.latent import Latent
 from cftools.volume import Volume, write_atomic

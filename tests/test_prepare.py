@@ -364,7 +364,7 @@ def test_cf_prep_writes_what_itk_reads(tmp_path: Path, monkeypatch: pytest.Monke
     indices = np.linalg.inv(whole.affine) @ turned
     scan = ndimage.affine_transform(whole.array, indices[:3, :3], indices[:3, 3], (200, 160, 170), order=1)
     Volume.from_array(300 * scan.astype(np.float32), turned).save("scan.nii.gz")
-    assert prep(["scan.nii.gz", "grid.nii.gz", "--transform", "to_mni.txt", "--mask", "brain.nii.gz"]) == 0
+    assert prep(["scan.nii.gz", "grid.nii.gz", "--transform", "to_mni.txt", "--save-mask", "brain.nii.gz"]) == 0
 
     moved = sitk.Resample(
         sitk.ReadImage("scan.nii.gz"), sitk.ReadImage("grid.nii.gz"), sitk.ReadTransform("to_mni.txt"), sitk.sitkLinear

@@ -10,7 +10,7 @@ import numpy as np
 from bad_latents import sound_state
 from bad_nifti import AFFINE
 
-from cftools.editing import save_described
+from cftools.described import save_described
 from cftools.errors import OutputError
 from cftools.provenance import Provenance
 from cftools.volume import Volume

@@ -93,6 +93,28 @@ def real_images(
     return images
 
 
+def real_heads(folder: Path, labels: list[str] | None = None, ages: str | None = None) -> list[Tensor]:
+    """The T1w scans of a BIDS folder as `train.brainmask.real_head` keeps them; those without labels are left out.
+
+    Args:
+        labels, ages: as above.
+    Raises:
+        InputError: none is left.
+    """
+    from cftools.train.brainmask import real_head
+    from cftools.volume import Volume
+
+    def made(scan: Scan, volume: Volume) -> Tensor:
+        if scan.brain is None:
+            raise InputError(f"{scan.path}: there is no mask of its brain under derivatives/")
+        return real_head(volume, Volume.load(scan.brain))
+
+    heads = _each(_chosen(folder, "T1w", labels, ages, "--data-ages"), made, "heads", cut=False)
+    if not heads:
+        raise InputError(f"{folder}: no head in it can be used")
+    return heads
+
+
 def _chosen(folder: Path, contrast: str, labels: list[str] | None, ages: str | None, option: str) -> list[Scan]:
     from cftools.cohort import find_scans
 
@@ -101,8 +123,12 @@ def _chosen(folder: Path, contrast: str, labels: list[str] | None, ages: str | N
     return [scan for scan in find_scans(folder, contrast, wanted) if scan.age is None or low <= scan.age <= high]
 
 
-def _each(scans: list[Scan], make: Callable[[Scan, Volume], Made], title: str) -> list[Made]:
-    """What is made of each scan, its brain cut out where a mask is known; those that fail with a warning alone."""
+def _each(scans: list[Scan], make: Callable[[Scan, Volume], Made], title: str, cut: bool = True) -> list[Made]:
+    """What is made of each scan, its brain cut out where a mask is known; those that fail with a warning alone.
+
+    Args:
+        cut: whether to cut it out.
+    """
     from cftools.volume import Volume
 
     found = []
@@ -110,7 +136,7 @@ def _each(scans: list[Scan], make: Callable[[Scan, Volume], Made], title: str) -
         for done, scan in enumerate(scans, start=1):
             try:
                 volume = Volume.load(scan.path)
-                if scan.brain is not None:
+                if cut and scan.brain is not None:
                     brain = Volume.load(scan.brain)
                     volume.check_same_grid(brain)
                     volume = volume.with_array(volume.array * (brain.array > 0))

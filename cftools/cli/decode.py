@@ -25,6 +25,8 @@ def decode(
     ] = None,
     carry: options.Carry = None,
     region: options.Region = None,
+    mask: options.Mask = None,
+    stripped: options.Stripped = False,
     volume: options.VolumeIndex = None,
     force: options.Force = False,
     device: options.Device = "auto",
@@ -33,14 +35,14 @@ def decode(
 ) -> None:
     """Turn what was resampled into an image.
 
-    Without --onto it stays on the model's grid, in MNI152 space.
+    Without --onto it stays on the model's grid, in MNI152 space. A head is told its --mask or --prepared again.
 
     Example:
         cf-decode --onto in.nii.gz edits.safetensors out.nii.gz
         cf-resample --age +10,+30 noise.safetensors - | cf-decode --onto in.nii.gz - out/
     """
     from cftools.cohort import described
-    from cftools.editing import save_described
+    from cftools.described import save_described
     from cftools.piping import decode, provenance
     from cftools.volume import Volume, make_folder
 
@@ -58,12 +60,14 @@ def decode(
     else:
         paths = [Path(output)]
     named = [path for path in paths if path]
-    check_files(dict.fromkeys(named, IMAGE_ENDINGS), [latent, onto, region], force, folders=named != [Path(output)])
+    new = named != [Path(output)]
+    check_files(dict.fromkeys(named, IMAGE_ENDINGS), [latent, onto, region, mask], force, folders=new)
+    options.check_mask(mask, stripped)
     if onto is None and volume is not None:
         raise UsageError("--volume says which one of --onto, and there is none")
     scan = Volume.load(onto, volume) if onto else None
-    where = Volume.load(region) if region else None
-    made = decode(given, lambda: options.choose_device(device), scan, carry, where)
+    where, brain = (Volume.load(path) if path else None for path in (region, mask))
+    made = decode(given, lambda: options.choose_device(device), scan, carry, where, brain, stripped)
     for path, (target, image) in zip(paths, made, strict=True):
         if path is None:
             terminal.write_bytes(image.to_bytes())

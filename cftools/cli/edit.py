@@ -39,8 +39,8 @@ def edit(
         list[str],
         typer.Argument(
             metavar="SCAN... [OUTPUT]",
-            help="Brain-only scans, or one BIDS folder; - is stdin. OUTPUT: an image, a folder (made when "
-            "absent), or - for stdout; by default a new name beside the scan.",
+            help="Scans, whole heads or brains alone, or one BIDS folder; - is stdin. OUTPUT: an image, a folder "
+            "(made when absent), or - for stdout; by default a new name beside the scan.",
         ),
     ],
     age: Annotated[
@@ -78,6 +78,8 @@ def edit(
     carry: options.Carry = None,
     region: options.Region = None,
     guidance: options.Guidance = None,
+    mask: options.Mask = None,
+    stripped: options.Stripped = False,
     volume: options.VolumeIndex = None,
     participant_label: options.ParticipantLabel = None,
     session_label: options.SessionLabel = None,
@@ -120,8 +122,9 @@ def edit(
 ) -> int:
     """Show a scan as it would be under another condition, such as thirty years older.
 
-    The result has the scan's own grid and header, and a JSON beside it that says how it came about. For
-    several values the scan is prepared once. From a BIDS folder come BIDS derivatives.
+    The result has the scan's own grid and header, and a JSON beside it that says how it came about. In a whole
+    head the brain is found first, and all outside it stays as it was. For several values the scan is prepared
+    once. From a BIDS folder come BIDS derivatives.
 
     Example:
         cf-edit --age +30 sub-01_T1w.nii.gz
@@ -151,7 +154,8 @@ def edit(
     if device not in ("auto", "cpu"):
         options.choose_device(device)
     total = sum(len(job.edits) for job in jobs)
-    _check_extras(everything, jobs, policy, json, volumes, uncertainty, summary, region)
+    options.check_mask(mask, stripped, len(everything))
+    _check_extras(everything, jobs, policy, json, volumes, uncertainty, summary, (region, mask))
     reports = Reports(report_to, [str(job) for job in jobs], force, skip_existing, several=len(everything) > 1)
     editor = Editor(
         method,
@@ -160,8 +164,9 @@ def edit(
         volumes=volumes is not None or reports.measures,
         spread=uncertainty is not None,
         quality=summary is not None,
+        stripped=stripped,
     )
-    work = _Work(editor, told, volume, region, force, uncertainty, reports)
+    work = _Work(editor, told, volume, region, mask, force, uncertainty, reports)
     stages = Stages(work.read, work.make, work.write, reports.end)
     mine = policy.shard.of(everything)
     with (
@@ -185,7 +190,7 @@ def _check_extras(
     volumes: Path | None,
     uncertainty: Path | None,
     summary: Path | None,
-    region: Path | None,
+    masks: Sequence[Path | None],
 ) -> None:
     """Refuse before any work a table or image, beside the edits, that cannot be made or written."""
     if volumes is not None:
@@ -198,7 +203,7 @@ def _check_extras(
     if uncertainty is not None and sum(len(job.edits) for job in jobs) != 1:
         raise UsageError("--uncertainty: takes one edit of one scan")
     extras = {path: endings for path, endings in ((volumes, (".tsv",)), (uncertainty, IMAGE_ENDINGS)) if path}
-    inputs = [*(job.scan for job in everything), region]
+    inputs = [*(job.scan for job in everything), *masks]
     others = [path for job in everything for path, _ in job.edits if path]
     others += [Path(json)] if json else []
     check_files(extras, inputs, policy.force, others)
@@ -220,6 +225,7 @@ class _Work:
     told: Condition
     index: int | None
     region: Path | None
+    mask: Path | None
     force: bool
     uncertainty: Path | None
     reports: Reports
@@ -232,8 +238,8 @@ class _Work:
 
         start = time.monotonic()
         scan, known = read_scan(job.scan, self.index, self.editor.plan.facts.variables, self.told)
-        where = Volume.load(self.region) if self.region else None
-        ready = self.editor.ready(scan, known, [changes for _, changes in job.edits], where)
+        where, brain = (Volume.load(path) if path else None for path in (self.region, self.mask))
+        ready = self.editor.ready(scan, known, [changes for _, changes in job.edits], where, brain)
         return ready, time.monotonic() - start
 
     def make(self, job: Job, read: tuple[Ready, float]) -> Iterator[tuple[Path | None, Edited, float]]:
@@ -279,7 +285,7 @@ def _write_spread(path: Path, edited: Edited, force: bool) -> None:
     """The standard deviation of an edit, with a sidecar that says over what."""
     from dataclasses import replace
 
-    from cftools.editing import save_described
+    from cftools.described import save_described
 
     assert edited.spread is not None
     words, volume = edited.spread

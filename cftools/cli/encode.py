@@ -25,8 +25,8 @@ def encode(
         list[str],
         typer.Argument(
             metavar="SCAN... [OUTPUT]",
-            help="Brain-only scans, or one BIDS folder; - is stdin. OUTPUT: a .safetensors file, a folder (made when "
-            "absent), or - for stdout; by default a new name beside the scan.",
+            help="Scans, whole heads or brains alone, or one BIDS folder; - is stdin. OUTPUT: a .safetensors file, a "
+            "folder (made when absent), or - for stdout; by default a new name beside the scan.",
         ),
     ],
     preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Method.")] = "ldm",
@@ -41,6 +41,8 @@ def encode(
     ] = None,
     clip: options.Clip = False,
     weights: latents.Weights = None,
+    mask: options.Mask = None,
+    stripped: options.Stripped = False,
     volume: options.VolumeIndex = None,
     participant_label: options.ParticipantLabel = None,
     session_label: options.SessionLabel = None,
@@ -69,6 +71,7 @@ def encode(
     from cftools.editing import Editor
     from cftools.piping import encode, pipe_plan
     from cftools.preset import load_preset
+    from cftools.volume import Volume
 
     policy = Policy(force, skip_existing, parse_shard(shard))
     summary = policy.shard.own(summary)
@@ -78,12 +81,14 @@ def encode(
     naming = Naming([()], lambda scan, _: latent_name(scan, plan.preset.name), LATENT_ENDINGS)
     everything = list_jobs(scans, output, wanted, naming)
     jobs, done = check_outputs(everything, None, policy)
+    options.check_mask(mask, stripped, len(everything))
     if summary is not None:
-        check_files({summary: (".tsv",)}, [job.scan for job in everything], force or skip_existing)
-    editor = Editor(plan, lambda: options.choose_device(device), seed, quality=summary is not None)
+        check_files({summary: (".tsv",)}, [*(job.scan for job in everything), mask], force or skip_existing)
+    editor = Editor(plan, lambda: options.choose_device(device), seed, quality=summary is not None, stripped=stripped)
 
     def read(job: Job) -> Ready:
-        return editor.ready(*read_image(job.scan, volume, plan.facts.variables, told))
+        brain = Volume.load(mask) if mask else None
+        return editor.ready(*read_image(job.scan, volume, plan.facts.variables, told), mask=brain)
 
     def make(job: Job, ready: Ready) -> Iterator[tuple[Latent, dict[str, str]]]:
         latent = encode(editor, ready, job.dataset)

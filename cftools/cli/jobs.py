@@ -322,7 +322,7 @@ def make_place(job: Job, path: Path, name: str, ignore: Sequence[str] = ()) -> N
 
 def _check_output(path: Path, sidecar: Path, force: bool, sure: bool) -> None:
     """Raise an OutputError if an image, or the JSON beside it, cannot or must not be written."""
-    from cftools.editing import is_sidecar
+    from cftools.described import is_sidecar
 
     ours = is_sidecar(sidecar)
     for each in (path, sidecar):

@@ -36,6 +36,19 @@ Region = Annotated[
     Path | None,
     typer.Option(metavar="MASK", help="With --carry region: where alone the edit shows, a mask on the scan's grid."),
 ]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The brain in a whole head: a mask on its grid (SynthStrip, HD-BET). Without it a network finds it.",
+    ),
+]
+Stripped = Annotated[
+    bool,
+    typer.Option(
+        "--prepared", help="The brain is cut out already, whatever it looks like: nothing is looked for nor corrected."
+    ),
+]
 Clip = Annotated[bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")]
 Guidance = Annotated[
     float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
@@ -187,6 +200,14 @@ Strict = Annotated[
 def labels(texts: list[str] | None) -> tuple[str, ...]:
     """The labels of a repeatable option with comma lists."""
     return tuple(label.strip() for text in texts or [] for label in text.split(",") if label.strip())
+
+
+def check_mask(mask: Path | None, stripped: bool, scans: int = 1) -> None:
+    """Raise a UsageError where --mask goes neither with --prepared nor with the number of scans."""
+    if mask is not None and stripped:
+        raise UsageError("--mask says where the brain is and --prepared that nothing else is there: choose one")
+    if mask is not None and scans != 1:
+        raise UsageError(f"--mask: is the brain of one scan, and there are {scans}: run them one by one")
 
 
 def numbers(text: str, count: int, option: str) -> tuple[float, ...]:

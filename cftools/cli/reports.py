@@ -217,10 +217,12 @@ def _name(volume: Volume) -> str:
 
 def _prepared(volume: Volume) -> tuple[Prepared | None, list[str]]:
     """The scan with its brain and its way to the template, or why there is none."""
-    from cftools.prepare import prepare
+    from cftools.cli import options
+    from cftools.heads import Preparer
+    from cftools.prepare import GRID_2MM
 
     try:
-        return prepare(volume), []
+        return Preparer(GRID_2MM, lambda: options.choose_device("cpu"))(volume), []
     except InputError as error:
         return None, [f"Without outlines: {error}"]
 
@@ -237,18 +239,20 @@ def _can_measure() -> bool:
 
 def _measured(prepared: Prepared, after: Sequence[Volume]) -> list[Mapping[str, float]]:
     """Volumes of the scan and of each edit, ml."""
-    from cftools.prepare import prepare
+    from cftools.cli import options
+    from cftools.heads import Preparer
     from cftools.volumes import TISSUES, TissueReader
     from cftools.weights import load
 
     reader = TissueReader(load(TISSUES, expect="segmenter"))
-    edits = [prepare(volume, prepared.grid, prepared.to_mni) for volume in after]
+    preparer = Preparer(prepared.grid, lambda: options.choose_device("cpu"))
+    edits = [preparer.again(prepared, volume.array) for volume in after]
     return [reader.volumes(each) for each in (prepared, *edits)]
 
 
 def _sidecar(volume: Volume) -> dict[str, Any]:
     """The JSON that stands beside an image, where cftools wrote it."""
-    from cftools.editing import is_sidecar
+    from cftools.described import is_sidecar
     from cftools.provenance import sidecar_path
 
     if volume.path is None or not is_sidecar(sidecar_path(volume.path)):

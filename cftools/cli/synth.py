@@ -59,7 +59,7 @@ def synth(
         sbatch --array=1-10 --wrap 'cf-synth --shard auto --skip-existing --age 20,50,80 -n 100 out/'
     """
     from cftools.condition import Condition
-    from cftools.editing import save_described
+    from cftools.described import save_described
     from cftools.piping import Synthesiser, people, pipe_plan
     from cftools.planning import parse_sweep
     from cftools.preset import load_preset

@@ -35,7 +35,14 @@ def train(
     ] = None,
     real: Annotated[
         list[Path] | None,
-        typer.Option(metavar="BIDS", help="Scans that an autoencoder sees as they are, in any contrast; repeatable."),
+        typer.Option(
+            metavar="BIDS",
+            help="Scans seen as they are: in any contrast by an autoencoder, heads with labels of the brain by a "
+            "brain mask's network; repeatable.",
+        ),
+    ] = None,
+    real_label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Which of --real; repeatable, comma lists.")
     ] = None,
     participant_label: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Which of --data; repeatable, comma lists.")
@@ -107,7 +114,7 @@ def train(
 
     import torch
 
-    from cftools.cli.bases import base_anatomies, real_images
+    from cftools.cli.bases import base_anatomies, real_heads, real_images
     from cftools.phantom.anatomy import template_anatomy
     from cftools.phantom.law import load_law
     from cftools.prepare import GRID_2MM
@@ -123,11 +130,14 @@ def train(
     for folder in data or []:
         anatomies += base_anatomies(folder, GRID_2MM, participant_label, data_ages, "--data-ages")
     images = []
-    if takes_real(recipe):
+    if takes_real(recipe) == "brains":
         for folder in data or []:
             images += real_images(folder, GRID_2MM, contrasts_of(recipe), participant_label, data_ages)
         for folder in real or []:
-            images += real_images(folder, GRID_2MM, contrasts_of(recipe))
+            images += real_images(folder, GRID_2MM, contrasts_of(recipe), real_label)
+    elif takes_real(recipe) == "heads":
+        for folder in real or []:
+            images += real_heads(folder, real_label)
     names = "MNI152 average (ICBM 2009a, as nilearn ships it)" if template else ""
     with terminal.progress("training") as report:
         path = run(

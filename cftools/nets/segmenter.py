@@ -29,12 +29,12 @@ class SegmenterArchitecture:
     def __post_init__(self) -> None:
         if len(self.channels) < 2 or min(self.channels) < 1:
             raise ValueError(f"channels {list(self.channels)}: at least two widths")
-        if len(self.structures) < 2 or len(set(self.structures)) != len(self.structures):
-            raise ValueError(f"structures {list(self.structures)}: two or more, each once")
+        if not self.structures or len(set(self.structures)) != len(self.structures):
+            raise ValueError(f"structures {list(self.structures)}: one or more, each once")
 
 
 class Segmenter(nn.Module):
-    """A scan on the 2 mm grid to logits of what each voxel is made of."""
+    """A scan at 2 mm to logits of what each voxel is made of."""
 
     def __init__(self, architecture: SegmenterArchitecture) -> None:
         super().__init__()

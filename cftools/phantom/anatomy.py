@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from cftools import field
+from cftools.bias import n4
 from cftools.errors import InputError
 from cftools.prepare import GRID_1MM, GRID_2MM, Grid, prepare, resample
 from cftools.register import template
@@ -91,7 +92,7 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     prepared = prepare(volume, GRID_1MM)
     image = prepared.image
     brain = ndimage.binary_fill_holes(ndimage.binary_opening(image > 0.02, iterations=1))
-    image = _correct_bias(image, brain)
+    image = image / n4(image + np.float32(0.01), brain, (4, 4, 4))
     means = _class_means(image[brain])
     if not np.all(np.diff(means) > 0.05):
         raise InputError(f"{name}: fluid, grey and white matter do not differ in brightness: is it a T1w scan?")
@@ -103,19 +104,6 @@ def scan_anatomy(volume: Volume, age: float, sex: str | None, name: str, grid: G
     fluid, white = np.where(lining, half, fluid), np.where(lining, 1 - half, white)
     tissues = np.stack([fluid, brain - fluid - white, white]).astype(np.float32)
     return _finish(name, age, sex, tissues, brain, _deep_share(), grid, rim=1.0)
-
-
-def _correct_bias(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """N4 bias field correction (Tustison et al. 2010) by SimpleITK, estimated at a quarter of the resolution."""
-    import SimpleITK as sitk
-
-    full = sitk.GetImageFromArray(image.astype(np.float32) + 0.01)
-    mask = sitk.GetImageFromArray(brain.astype(np.uint8))
-    correct = sitk.N4BiasFieldCorrectionImageFilter()
-    correct.SetMaximumNumberOfIterations([30, 20, 10])
-    correct.Execute(sitk.Shrink(full, [4] * 3), sitk.Shrink(mask, [4] * 3))
-    bias = np.exp(sitk.GetArrayFromImage(correct.GetLogBiasFieldAsImage(full)))
-    return np.asarray(image / bias, dtype=np.float32)
 
 
 def _class_means(values: np.ndarray, iterations: int = 60) -> np.ndarray:

@@ -6,19 +6,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from cftools import weights
 from cftools.condition import Variable
 from cftools.errors import PresetError
+from cftools.heads import HEAD_GRID
+from cftools.heads import STRUCTURES as HEAD_STRUCTURES
 from cftools.nets.regressor import RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
-from cftools.prepare import GRID_2MM
+from cftools.prepare import GRID_2MM, Grid
 from cftools.preset import Recipe
 from cftools.train.loop import Objective
 from cftools.train.reader import AgedBrains, ReaderObjective
@@ -48,7 +50,7 @@ class Job:
 
     Attributes:
         losses, data: the recipe's tables with what holds unless they say otherwise.
-        real: scans as they are, (1, X, Y, Z) each, normalised on the grid.
+        real: scans as they are, (1, X, Y, Z) each, normalised on the grid; heads as from `brainmask.real_head`.
         record: what decides the data, for the run's settings.
     """
 
@@ -74,22 +76,25 @@ class Kind:
     Attributes:
         conditions: names it may learn; alone: only one of them.
         losses, data: keys of the recipe's tables that it knows, and what holds without them.
-        real: whether it can also learn from scans as they are.
+        real: whether it can also learn from scans as they are: from brains, brought to the models' grid, or from heads.
         architecture: of the recipe, for the conditions named.
         objective: of that architecture.
         context: variables its network is told whatever it learns.
         usual: the conditions that it learns unless it is told; None for all.
+        grid, intensity: of its input.
     """
 
     conditions: tuple[str, ...]
     alone: bool
     losses: Mapping[str, float]
     data: Mapping[str, Any]
-    real: bool
+    real: Literal["", "brains", "heads"]
     architecture: Callable[[Recipe, Sequence[str]], Any]
     objective: Callable[[Job, Any], Objective]
     context: tuple[str, ...] = ()
     usual: tuple[str, ...] | None = None
+    grid: Grid = GRID_2MM
+    intensity: str = "brain-percentile"
 
 
 def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchitecture:
@@ -131,6 +136,20 @@ def _segmenter_objective(job: Job, architecture: Any) -> Objective:
 
     subjects = Segmented(job.family, job.seed, job.cohort)
     return SegmenterObjective(architecture, subjects, job.seed, job.record, job.losses["dice"], job.losses["volume"])
+
+
+def _brainmask_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
+    from cftools.nets.segmenter import SegmenterArchitecture  # MONAI takes seconds to import
+
+    return _architecture(SegmenterArchitecture, recipe, structures=HEAD_STRUCTURES)
+
+
+def _brainmask_objective(job: Job, architecture: Any) -> Objective:
+    from cftools.train.brainmask import Heads
+    from cftools.train.segmenter import SegmenterObjective
+
+    heads = Heads(job.family, job.real, job.seed, job.cohort, float(job.data["real"]))
+    return SegmenterObjective(architecture, heads, job.seed, job.record)
 
 
 def _autoencoder_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -219,28 +238,39 @@ OBJECTIVES = {
         False,
         {"field": 0.0, "volume": 0.0, "smooth": 0.0},
         _SUBJECTS,
-        False,
+        "",
         _twin_architecture,
         _twin_objective,
         TOLD,
         ("age",),
     ),
-    "reader": Kind(("age",), True, {}, _SUBJECTS, False, _reader_architecture, _reader_objective),
+    "reader": Kind(("age",), True, {}, _SUBJECTS, "", _reader_architecture, _reader_objective),
     "segmenter": Kind(
         (),
         False,
         {"dice": 1.0, "volume": 0.0},
         {**_SUBJECTS, "cohort": 200},
-        False,
+        "",
         _segmenter_architecture,
         _segmenter_objective,
+    ),
+    "brainmask": Kind(
+        (),
+        False,
+        {},
+        {**_SUBJECTS, "cohort": 80, "contrasts": ("T1w",), "real": 0.5},
+        "heads",
+        _brainmask_architecture,
+        _brainmask_objective,
+        grid=HEAD_GRID,
+        intensity="head-percentile",
     ),
     "autoencoder": Kind(
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
         {**_SUBJECTS, "cohort": 400, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
-        True,
+        "brains",
         _autoencoder_architecture,
         _autoencoder_objective,
     ),
@@ -261,7 +291,7 @@ OBJECTIVES = {
             "prediction": "eps",
             "dropout": 0.1,
         },
-        False,
+        "",
         _diffusion_architecture,
         _diffusion_objective,
     ),

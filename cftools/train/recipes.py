@@ -17,7 +17,7 @@ from cftools.phantom.anatomy import TEMPLATE, Anatomy
 from cftools.phantom.contrast import CONTRASTS
 from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
-from cftools.prepare import GRID_2MM, Grid
+from cftools.prepare import Grid
 from cftools.preset import Recipe
 from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, variables_of
 from cftools.train.loop import Progress, Schedule, train
@@ -67,10 +67,10 @@ def usual(recipe: Recipe) -> tuple[str, ...]:
     return kind.conditions if kind.usual is None else kind.usual
 
 
-def takes_real(recipe: Recipe) -> bool:
-    """Whether it can also learn from scans as they are."""
+def takes_real(recipe: Recipe) -> Literal["", "brains", "heads"]:
+    """Whether, and as what, it can also learn from scans as they are."""
     kind = OBJECTIVES.get(recipe.objective)
-    return kind is not None and kind.real
+    return "" if kind is None else kind.real
 
 
 def contrasts_of(recipe: Recipe) -> tuple[str, ...]:
@@ -101,7 +101,8 @@ def run(
         recipe: of a preset, with the flags in it.
         conditions: what the network learns to change or to read.
         anatomies: real brains to simulate subjects from.
-        real: scans to learn from as they are, (1, X, Y, Z) each, normalised on the 2 mm grid.
+        real: scans to learn from as they are, (1, X, Y, Z) each, normalised on the 2 mm grid; or heads, as
+            `brainmask.real_head` keeps them.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
         workers, dtype: as in `Schedule`.
@@ -139,11 +140,12 @@ def run(
         architecture=recipe.network.architecture,
         architecture_arguments=asdict(architecture),
         variables={k: v for k, v in variables_of(conditions).items() if k in (*kind.context, *conditions)},
-        grid=grid_facts(GRID_2MM),
+        grid=grid_facts(kind.grid),
         contrasts=contrasts_of(recipe),
-        intensity="brain-percentile",
+        intensity=kind.intensity,
         training=weights.TrainingFacts(command, source, seed, schedule.steps, round(seconds, 1), date),
         licence=licence,
+        skull_stripped=kind.real != "heads",
         space=product.space,
         diffusion=product.diffusion,
     )
