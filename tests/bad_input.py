@@ -155,7 +155,7 @@ def _images() -> Iterator[Case]:
         readers: list[tuple[str, Words]] = [
             ("edit", (*AGED, bad, "out.nii.gz")),
             ("encode", ("--from", "age=49,sex=F", bad, "out.safetensors")),
-            ("prep", (bad, "out.nii.gz", "--transform", "out.txt", "--mask", "out_mask.nii.gz")),
+            ("prep", (bad, "out.nii.gz", "--transform", "out.txt", "--save-mask", "out_mask.nii.gz")),
             ("view", (bad, "-o", "new/")),
             ("score", (*COMPARED, bad, "--json", "out.json", "--tsv", "out.tsv")),
             ("decode", ("--onto", bad, "edited.safetensors", "out.nii.gz")),
@@ -316,7 +316,7 @@ def _outputs() -> Iterator[Case]:
         ("edit", (*AGED, "sound.nii", "./bids/../sound.nii")),
         ("invert", ("state.safetensors", "state.safetensors")),
         ("decode", ("--onto", "sound.nii", "edited.safetensors", "sound.nii")),
-        ("prep", ("sound.nii", "out.nii", "--mask", "sound.nii")),
+        ("prep", ("sound.nii", "out.nii", "--save-mask", "sound.nii")),
         ("score", (*COMPARED, SCAN, "--tsv", "sound.nii")),
         ("score", (*COMPARED, SCAN, "--json", SCAN)),
     ):

@@ -20,7 +20,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "spaces for tabs": (_lines("participant_id age sex", "sub-01 49 F"), "separated by tabs"),
     "another name for the column": (_lines("subject\tage\tsex", "sub-01\t49\tF"), "needs a participant_id column"),
     "no head": (_lines("sub-01\t49\tF"), "needs a participant_id column"),
-    "UTF-16": (_lines(HEAD, "sub-01\t49\tF", encoding="utf-16"), "UTF-8"),
     "Latin-1": (_lines(HEAD + "\tcity", "sub-01\t49\tF\tKöln", encoding="latin-1"), "UTF-8"),
     "a spreadsheet": (b"PK\x03\x04\x14\x00\x06\x00\xff\xfe" + bytes(range(256)), "UTF-8"),
     "ragged, too long": (_lines(HEAD, "sub-01\t49\tF\tleft"), "line 2 has 4 columns, not 3"),
@@ -47,6 +46,7 @@ ACCEPTED: dict[str, tuple[bytes, tuple[float | None, str | None], bool]] = {
     "sex as a number": (_lines(HEAD, "sub-01\t49\t1"), (49, None), True),
     "somebody without scans": (_lines(HEAD, "sub-77\t30\tM", "sub-01\t49\tF"), (49, "F"), False),
     "nobody with scans": (_lines(HEAD, "sub-77\t30\tM"), (None, None), False),
-    "a path as a name": (_lines(HEAD, "sub-../../etc\t30\tM", "sub-01\t49\tF"), (49, "F"), False),
+    "a path as a name": (_lines(HEAD, "sub-../../etc\t30\tM", "sub-01\t49\tF"), (49, "F"), True),
+    "UTF-16": (_lines(HEAD, "sub-01\t49\tF", encoding="utf-16"), (49, "F"), True),
     "tabs in quotes": (_lines(HEAD + "\tnote", 'sub-01\t49\tF\t"a\tb"'), (49, "F"), False),
 }
