@@ -93,5 +93,5 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset brainmask --init runs/brainmask/first/weights.safetensors $(HEADS) --seed 1 \
 		--set training.steps=240 --set training.learning_rate=1.5e-3 --set data.cohort=8 --set data.real=0.8 --out runs/brainmask-2mm
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
-	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
+	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
 		--out runs/age-ldm-2mm

@@ -118,8 +118,6 @@ class Sampler:
     def __post_init__(self) -> None:
         if (self.sampling.noise == "paired") != (self.partner is not None):
             raise WeightsError("paired noise needs a partner's weights, and no other noise takes them")
-        if self.facts.patch and getattr(self.network, "expectation", None) is not None:
-            raise WeightsError("weights that expect something of each place take whole images, not patches")
 
     @property
     def path(self) -> Path:
@@ -227,10 +225,7 @@ class Sampler:
         return end
 
     def _denoiser(self, network: Network) -> Denoiser:
-        expectation = getattr(network, "expectation", None)
-        denoiser: Denoiser = NetworkDenoiser(
-            network, self.path, self.facts.prediction, self.facts.learned_variance, expectation
-        )
+        denoiser: Denoiser = NetworkDenoiser(network, self.path, self.facts.prediction, self.facts.learned_variance)
         if self.facts.patch and self.sampling.window_blend == "step":
             denoiser = windows.Windows(denoiser, self.facts.patch, self.sampling.window_overlap)
         return denoiser

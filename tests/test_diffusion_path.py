@@ -11,17 +11,7 @@ import torch
 from torch import Tensor
 
 from cftools.diffusion import moves
-from cftools.diffusion.denoiser import (
-    Clipped,
-    Estimate,
-    Expected,
-    Inputs,
-    NetworkDenoiser,
-    Prediction,
-    bind,
-    convert,
-    target,
-)
+from cftools.diffusion.denoiser import Clipped, Estimate, Inputs, NetworkDenoiser, Prediction, bind, convert, target
 from cftools.diffusion.guidance import Guided
 from cftools.diffusion.path import (
     Path,
@@ -308,37 +298,3 @@ def test_windows_trust_their_middles() -> None:
 
     blended = Windows(constant, (4,), 0.5)(torch.zeros(1, 1, 6), 0.4, Inputs()).x0[0, 0]
     torch.testing.assert_close(blended, torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1]))
-
-
-def gaussian(x: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-    """The posterior mean of x_0 ~ N(mean, spread^2) given x_t."""
-    return mean + alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * (x - alpha * mean)
-
-
-@pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
-def test_what_is_expected_of_each_place_is_known_before_anything_is_learned(prediction: Prediction) -> None:
-    """A network in standard variables that says the unit Gaussian's own answer gives each place's Gaussian's."""
-    mean, spread = torch.randn(1, *CLEAN.shape[1:]).double(), 0.1 + torch.rand(1, *CLEAN.shape[1:]).double()
-    expected = Expected(mean, spread)
-    for t in (0.05, 0.5, 1.0):
-        alpha, sigma = LINEAR.at(t)
-        x = 2 * torch.randn(CLEAN.shape).double()
-        _, a, s = expected.seen(x, alpha, sigma)
-
-        def says(x: torch.Tensor, time: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-            y0 = a * x  # noqa: B023 (called before the next turn)
-            return target(prediction, y0, (x - a * y0) / s, a, s)  # noqa: B023
-
-        denoiser = NetworkDenoiser(says, LINEAR, prediction, expectation=lambda context: expected)
-        estimate = denoiser(x, t, Inputs())
-        torch.testing.assert_close(estimate.x0, gaussian(x, mean, spread, alpha, sigma))
-        torch.testing.assert_close(alpha * estimate.x0 + sigma * estimate.eps, x)
-
-
-def test_standard_variables_are_diffused_like_any() -> None:
-    expected = Expected(torch.tensor([[[3.0, -1.0]]]), torch.tensor([[[0.5, 2.0]]]))
-    x0, eps = torch.randn(64, 1, 2), torch.randn(64, 1, 2)
-    alpha, sigma = LINEAR.at(0.3)
-    u, a, s = expected.seen(alpha * x0 + sigma * eps, alpha, sigma)
-    torch.testing.assert_close(u, a * expected.standard(x0) + s * eps)
-    torch.testing.assert_close(a**2 + s**2, torch.ones_like(a))

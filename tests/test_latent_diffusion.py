@@ -19,7 +19,6 @@ from cftools.errors import LatentError
 from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
-from cftools.nets.expectation import Expectation
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
 from cftools.schema import plain, read
@@ -119,56 +118,6 @@ def test_a_denoiser_learns_what_its_condition_says(prediction: Any, tmp_path: Pa
     assert product.diffusion is not None and product.diffusion.prediction == prediction
     recorded = read(DiffusionFacts, json.loads(json.dumps(plain(product.diffusion))), "facts", LatentError)
     assert make_path(recorded.path, **recorded.settings) == path, "also once it stood in a file"
-
-
-def aged(number: int) -> dict[str, torch.Tensor]:
-    """Latents of two ages: a slope over age that differs from place to place, and a person's own spread."""
-    random = np.random.default_rng(number)
-    ages = torch.from_numpy(random.uniform(-1, 1, size=(2, 1))).float()
-    slope = torch.linspace(-2, 2, 8).view(1, 1, 8, 1, 1).expand(1, 2, 8, 8, 8)
-    own = 0.3 * torch.from_numpy(random.standard_normal((1, 2, 8, 8, 8))).float()
-    mean = 1 + slope * ages.view(2, 1, 1, 1, 1) + own
-    return {"mean": mean, "std": torch.full_like(mean, 0.4), "context": ages}
-
-
-def test_what_is_expected_is_fitted_place_by_place() -> None:
-    fitted = Expectation(1, (2, 8, 8, 8))
-    fitted.fit(**Latents(aged, 0, cohort=200, batch=2, ages=2, fitted=200).first())
-    told = fitted(torch.tensor([[-0.5], [0.5], [torch.nan]]))
-    slope = torch.linspace(-2, 2, 8).view(1, 8, 1, 1)
-    torch.testing.assert_close(told.mean[1] - told.mean[0], slope.expand(2, 8, 8, 8), atol=0.35, rtol=0)
-    assert float((told.mean[1] - told.mean[0] - slope).abs().mean()) < 0.1
-    assert float(told.spread[0].mean()) == pytest.approx(0.5, abs=0.02), "the person's 0.3 and the latent's own 0.4"
-    unknown = (0.25 + slope.square() / 3).sqrt().mean()  # of an age that is even on [-1, 1]
-    assert float(told.spread[2].mean()) == pytest.approx(float(unknown), rel=0.05)
-    assert float(told.mean[2].mean()) == pytest.approx(1, abs=0.1)
-    assert fitted(None).mean.shape == (1, 2, 8, 8, 8), "and whoever tells nothing is told the same as of anyone"
-
-
-def test_a_denoiser_that_expects_knows_the_condition_untrained_and_keeps_it_in_its_weights() -> None:
-    unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8, sides=(8, 8, 8), expected=True)
-    path = make_path("scaled-linear")
-    latents = Latents(aged, 0, cohort=60, batch=4, ages=2, fitted=60)
-    made = DiffusionObjective(unet, latents, path, "v", 0.2, 0, {}, SPACE)
-    network = made.network()
-    assert isinstance(network, UNet)
-    x = torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
-    again = UNet(unet)
-    again.load_state_dict(network.state_dict())
-    slope = torch.linspace(-2, 2, 8).view(1, 1, 8, 1, 1)
-    for one in (network, again):
-        denoiser = NetworkDenoiser(one, path, "v", expectation=one.expectation)
-        with torch.inference_mode():
-            old, young = (denoiser(x, 1.0, Inputs(context=torch.tensor([[age]]))).x0 for age in (0.5, -0.5))
-        assert float((old - young - slope).abs().mean()) < 0.2
-    # Where all that differs is expected, there is as much left to say at every time: the unit variance of v.
-    sizes = []
-    for step in range(20):
-        torch.manual_seed(step)
-        sizes.append(float(made.losses(network, latents[step])["loss"].detach()))
-    assert np.mean(sizes) == pytest.approx(1, abs=0.1)
-    with pytest.raises(ValueError, match="need the latent's sides"):
-        UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8, expected=True)
 
 
 def test_latents_meet_everyone_and_are_drawn_anew() -> None:

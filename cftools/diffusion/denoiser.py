@@ -52,37 +52,6 @@ class Inputs:
     null: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What is expected of a clean image before it is seen: at each place a Gaussian, N(mean, spread^2).
-
-    In standard variables y_0 = (x_0 - mean) / spread and u = (x_t - alpha mean) / r, with r^2 = (alpha spread)^2 +
-    sigma^2, diffusion is itself again, u = a y_0 + s eps, with a = alpha spread / r and s = sigma / r of each place's
-    own. A network that sees u and says v of it then answers by what it knows beyond the Gaussian: saying 0 is the
-    Gaussian's own posterior mean. It is the preconditioning of Karras et al. 2022, table 1 (c_in, c_skip, c_out), with
-    one standard deviation for each place instead of one for all.
-
-    Attributes:
-        mean, spread: (B, C, *spatial), spread above 0.
-    """
-
-    mean: Tensor
-    spread: Tensor
-
-    def standard(self, x0: Tensor) -> Tensor:
-        """y_0 of a clean image, (B, C, *spatial)."""
-        return (x0 - self.mean) / self.spread
-
-    def seen(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u, a and s of x_t, each (B, C, *spatial).
-
-        Args:
-            alpha, sigma: of all, or (B, 1, ...), each item's own; not both 0.
-        """
-        radius = ((alpha * self.spread).square() + sigma**2).sqrt()
-        return (x - alpha * self.mean) / radius, alpha * self.spread / radius, sigma / radius
-
-
 #: A denoiser that was given its inputs: (x_t, t) -> Estimate. All that a solver sees of a network.
 Denoise = Callable[[Tensor, float], Estimate]
 
@@ -99,20 +68,12 @@ class Network(Protocol):
     def __call__(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor: ...
 
 
-class Expectation(Protocol):
-    """A context, (B, ...) or None, to what is expected under it."""
-
-    def __call__(self, context: Tensor | None, /) -> Expected: ...
-
-
 def bind(denoiser: Denoiser, inputs: Inputs) -> Denoise:
     """The denoiser with its inputs, as solvers take it."""
     return partial(denoiser, inputs=inputs)
 
 
-def convert(
-    prediction: Prediction, output: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
-) -> Estimate:
+def convert(prediction: Prediction, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Estimate:
     """The estimate that a network's output means.
 
     eps: x0 = (x - sigma eps) / alpha. x0: eps = (x - alpha x0) / sigma. v = alpha eps - sigma x0 (Salimans and Ho
@@ -121,16 +82,15 @@ def convert(
 
     Args:
         output, x: (B, C, *spatial).
-        alpha, sigma: of all, or each place's own.
     Raises:
         PathError: eps is predicted where alpha is 0, or x0 where sigma is 0.
     """
     if prediction == "eps":
-        if _vanishes(alpha):
+        if alpha == 0:
             raise PathError("a network that predicts noise says nothing where no signal is left (alpha 0)")
         return Estimate((x - sigma * output) / alpha, output)
     if prediction == "x0":
-        if _vanishes(sigma):
+        if sigma == 0:
             raise PathError("a network that predicts the clean image says nothing where no noise is (sigma 0)")
         return Estimate(output, (x - alpha * output) / sigma)
     if prediction == "v":
@@ -142,11 +102,7 @@ def convert(
     raise PathError(f"{prediction!r} is no prediction: there are eps, x0, v and flow")
 
 
-def _vanishes(value: float | Tensor) -> bool:
-    return bool((value == 0).any()) if isinstance(value, Tensor) else value == 0
-
-
-def target(prediction: Prediction, clean: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+def target(prediction: Prediction, clean: Tensor, eps: Tensor, alpha: float, sigma: float) -> Tensor:
     """What a network of that prediction should say, (B, C, *spatial): the inverse of `convert`, for training."""
     targets = {"eps": eps, "x0": clean, "v": alpha * eps - sigma * clean, "flow": eps - clean}
     if prediction not in targets:
@@ -160,14 +116,12 @@ class NetworkDenoiser:
 
     Attributes:
         learned_variance: the output has 2 C channels, the prediction and then the log-variance on [-1, 1].
-        expectation: what is expected under a context; the network then sees and predicts standard variables.
     """
 
     network: Network
     path: Path
     prediction: Prediction
     learned_variance: bool = False
-    expectation: Expectation | None = None
 
     def __call__(self, x: Tensor, t: float, inputs: Inputs) -> Estimate:
         """Estimate for x, (B, C, *spatial), at t in [0, 1].
@@ -180,20 +134,12 @@ class NetworkDenoiser:
         """
         seen = max(t, self.path.first)
         time = torch.full((len(x),), self.path.network_time(seen), dtype=x.dtype, device=x.device)
-        alpha: float | Tensor
-        sigma: float | Tensor
-        (alpha, sigma), u = self.path.at(seen), x
-        expected = None if self.expectation is None else self.expectation(inputs.context)
-        if expected is not None:
-            u, alpha, sigma = expected.seen(x, alpha, sigma)
-        shown = u if inputs.channels is None else torch.cat([u, inputs.channels], dim=1)
+        shown = x if inputs.channels is None else torch.cat([x, inputs.channels], dim=1)
         output, log_var = self.network(shown, time, inputs.context), None
         if self.learned_variance:
             output, log_var = output.chunk(2, dim=1)
             log_var = (log_var + 1) / 2
-        estimate = replace(convert(self.prediction, output, u, alpha, sigma), log_var=log_var)
-        if expected is not None:
-            estimate = replace(estimate, x0=expected.mean + expected.spread * estimate.x0)
+        estimate = replace(convert(self.prediction, output, x, *self.path.at(seen)), log_var=log_var)
         if t == seen:
             return estimate
         alpha, sigma = self.path.at(t)

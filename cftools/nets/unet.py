@@ -9,8 +9,6 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from cftools.nets.expectation import Expectation
-
 
 @dataclass(frozen=True)
 class UNetArchitecture:
@@ -27,7 +25,6 @@ class UNetArchitecture:
         blocks: residual blocks a level; heads: channels of an attention head; groups: of the group norm.
         dimensions: 2 or 3.
         timed: what is told goes beside the time into every block too, not by attention alone.
-        expected: it sees and says standard variables, and the mean that is expected; see `Expectation`. Needs sides.
     """
 
     inputs: int
@@ -42,7 +39,6 @@ class UNetArchitecture:
     groups: int = 8
     dimensions: int = 3
     timed: bool = False
-    expected: bool = False
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.outputs, self.blocks) < 1:
@@ -55,9 +51,8 @@ class UNetArchitecture:
             raise ValueError(f"heads {self.heads}: must divide the width of each level that attends")
         if not self.attention[-1]:
             raise ValueError("attention: the last level attends always, as MONAI's middle block does: say true there")
-        if self.atlas < 0 or (self.atlas > 0 or self.expected) != (len(self.sides) == self.dimensions):
-            text = f"atlas {self.atlas}, expected {self.expected}, sides {list(self.sides)}"
-            raise ValueError(f"{text}: an atlas and what is expected need the latent's sides, and nothing else does")
+        if self.atlas < 0 or (self.atlas > 0) != (len(self.sides) == self.dimensions):
+            raise ValueError(f"atlas {self.atlas}, sides {list(self.sides)}: an atlas needs the latent's sides")
 
     @property
     def divisor(self) -> int:
@@ -107,14 +102,10 @@ class UNet(nn.Module):
         self.atlas = (
             nn.Parameter(torch.zeros(1, architecture.atlas, *architecture.sides)) if architecture.atlas else None
         )
-        channels = architecture.outputs if architecture.expected else 0
-        self.expectation = (
-            Expectation(architecture.variables, (channels, *architecture.sides)) if architecture.expected else None
-        )
         timed = told and architecture.timed
         self.body = DiffusionModelUNet(
             spatial_dims=architecture.dimensions,
-            in_channels=architecture.inputs + architecture.atlas + channels,
+            in_channels=architecture.inputs + architecture.atlas,
             out_channels=architecture.outputs,
             num_res_blocks=architecture.blocks,
             channels=architecture.channels,
@@ -132,8 +123,7 @@ class UNet(nn.Module):
         """What is predicted of x_t.
 
         Args:
-            x: (B, inputs, *sides), sides multiples of the divisor; x_t in standard variables where there is an
-                expectation, and so is what it says.
+            x: (B, inputs, *sides), sides multiples of the divisor.
             time: (B,), as the path tells it.
             context: (B, V) condition on [-1, 1], nan where unknown; None for a network that is told nothing.
         Returns:
@@ -142,9 +132,6 @@ class UNet(nn.Module):
         tokens = self.tokens(context) if self.tokens is not None else None
         if self.atlas is not None:
             x = torch.cat([x, self.atlas.expand(len(x), *self.atlas.shape[1:]).to(x.dtype)], dim=1)
-        if self.expectation is not None:
-            mean = self.expectation(context).mean
-            x = torch.cat([x, mean.expand(len(x), *mean.shape[1:]).to(x.dtype)], dim=1)
         summed = tokens.sum(1) if tokens is not None and self.architecture.timed else None
         said: Tensor = self.body(x, timesteps=time, context=tokens, class_labels=summed)
         return said

@@ -35,20 +35,16 @@ class Latents(Dataset[dict[str, Tensor]]):
         batch: latents in all, a multiple of ages.
         ages: of each subject, all different.
         every: steps after which another subject joins.
-        fitted: subjects that are there from the start, to fit what is expected.
     """
 
-    def __init__(
-        self, encoded: Encoded, seed: int, cohort: int, batch: int, ages: int = 1, every: int = 1, fitted: int = 0
-    ) -> None:
+    def __init__(self, encoded: Encoded, seed: int, cohort: int, batch: int, ages: int = 1, every: int = 1) -> None:
         self.encoded, self.seed, self.cohort = encoded, seed, cohort
         self.subjects, self.ages, self.every = max(batch // ages, 1), ages, every
-        self.fitted = min(fitted, cohort)
         self._made: dict[int, dict[str, Tensor]] = {}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 7, index])
-        known = min(self.cohort, max(index // self.every + 1, self.fitted))
+        known = min(self.cohort, index // self.every + 1)
         numbers = [int(number) for number in random.integers(known, size=self.subjects)]
         if index % self.every == 0 and known == index // self.every + 1:
             numbers[0] = known - 1
@@ -61,11 +57,6 @@ class Latents(Dataset[dict[str, Tensor]]):
         shape = (self.subjects, 1, *item["mean"].shape[2:])  # one draw for all ages: they differ by age alone
         draws = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
         return {"latent": item["mean"] + item["std"] * draws, "context": item["context"]}
-
-    def first(self) -> dict[str, Tensor]:
-        """All latents of the subjects that are there from the start: mean and std, (N, C, *sides); context, (N, V)."""
-        subjects = [self._subject(number) for number in range(self.fitted)]
-        return {name: torch.cat([one[name].float() for one in subjects]) for name in subjects[0]}
 
     def _subject(self, number: int) -> dict[str, Tensor]:
         if number not in self._made:
@@ -89,7 +80,7 @@ class DiffusionObjective:
     """
 
     architecture: UNetArchitecture
-    latents: Latents
+    latents: Dataset[dict[str, Tensor]]
     path: Path
     prediction: Prediction
     dropout: float
@@ -101,10 +92,7 @@ class DiffusionObjective:
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        network = UNet(self.architecture)
-        if network.expectation is not None:
-            network.expectation.fit(**self.latents.first())
-        return network
+        return UNet(self.architecture)
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.latents
@@ -142,17 +130,13 @@ class DiffusionObjective:
             withheld = withheld | (torch.rand((subjects, variables), device=clean.device) < self.dropout)
         context = torch.where(withheld.repeat_interleave(ages, dim=0), torch.nan, context)
         eps = torch.randn_like(item["latent"][:, 0]).repeat_interleave(ages, dim=0)
-        x = noised(self.path, clean, eps, times)
-        alpha, sigma = (
-            torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 1))
-            for values in zip(*pairs, strict=True)
+        said = network(noised(self.path, clean, eps, times), told, context)
+        wanted = torch.stack(
+            [
+                target(self.prediction, x0, noise, alpha, sigma)
+                for x0, noise, (alpha, sigma) in zip(clean, eps, pairs, strict=True)
+            ]
         )
-        if (expectation := getattr(network, "expectation", None)) is not None:
-            expected = expectation(context)
-            clean = expected.standard(clean)
-            x, alpha, sigma = expected.seen(x, alpha, sigma)
-        said = network(x, told, context)
-        wanted = target(self.prediction, clean, eps, alpha, sigma)
         error = (said.float() - wanted).unflatten(0, (subjects, ages))
         loss = error.square().mean()
         if not self.twin:

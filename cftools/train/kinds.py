@@ -193,7 +193,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         inputs=space.channels,
         outputs=space.channels,
         variables=len(conditions),
-        sides=space.latent_shape[1:] if any(recipe.network.arguments.get(name) for name in NEED_SIDES) else (),
+        sides=space.latent_shape[1:] if recipe.network.arguments.get("atlas") else (),
     )
 
 
@@ -211,7 +211,6 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         int(job.data["latents"]),
         int(job.data["together"]),
         int(job.data["every"]),
-        int(job.data["fitted"]) if architecture.expected else 0,
     )
     return DiffusionObjective(
         architecture,
@@ -227,8 +226,6 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
     )
 
 
-#: What of a denoiser's network is learned for each place of the latent.
-NEED_SIDES = ("atlas", "expected")
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
 _SUBJECTS = {"cohort": 0, "template": None}
 
@@ -286,7 +283,6 @@ OBJECTIVES = {
             "latents": 8,
             "together": 1,
             "every": 1,
-            "fitted": 100,
             "path": "scaled-linear",
             "prediction": "eps",
             "dropout": 0.1,
