@@ -78,7 +78,7 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         mkdir "$work/volumes"
         cd "$work/volumes"
         cf-phantom twins -n 10 --seed 4242 --twin age=+30,-30
-        python "$root/benchmarks/volumes.py" twins "$CFTOOLS_DATA" --json "$results/volumes.json"
+        python "$root/benchmarks/volumes.py" twins "$CFTOOLS_DATA" --weights "${TISSUES:-tissues-2mm}" --json "$results/volumes.json"
         cd "$root"
         ;;
     diagnosis)

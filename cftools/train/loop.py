@@ -190,7 +190,7 @@ def _settle(_worker: int) -> None:
     """One thread a process, and memory that does not grow between the images that a cohort keeps.
 
     Left alone, glibc raises that size to the largest block freed so far; what is kept then lies scattered between
-    what was freed, and a cohort takes three times its size.
+    what was freed, and a cohort takes several times its size.
     """
     torch.set_num_threads(1)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
