@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
-from cftools.described import save_described
 from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, WeightsError
 from cftools.planning import METHODS, Changes, Plan, editing_command
 from cftools.preset import Preset
@@ -111,6 +110,8 @@ class Edited:
         Raises:
             OutputError: one of them exists, or cannot be written.
         """
+        from cftools.described import save_described
+
         save_described(self.volume, self.provenance, path, force)
 
 
