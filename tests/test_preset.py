@@ -43,7 +43,7 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
 
 
 def test_every_row_of_the_table_is_a_file() -> None:
-    assert {path.stem for path in FILES} == ROWS | {"edit-friendly", "age", "ae", "tissues"}
+    assert {path.stem for path in FILES} == ROWS | {"edit-friendly", "age", "ae", "brainmask", "tissues"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -64,14 +64,14 @@ def holds(whole: Any, part: Any) -> bool:
 
 
 def test_only_what_runs_is_shipped() -> None:
-    assert list_presets() == ("ae", "age", "ldm", "tissues", "twin")
+    assert list_presets() == ("ae", "age", "brainmask", "ldm", "tissues", "twin")
     assert load_preset("twin") == load_preset(presets_folder() / "twin.toml")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(PresetError, match="did you mean twin"):
         load_preset("twins")
-    with pytest.raises(PresetError, match="there are ae, age, ldm, tissues, twin"):
+    with pytest.raises(PresetError, match="there are ae, age, brainmask, ldm, tissues, twin"):
         load_preset("diffuse")
     with pytest.raises(PresetError, match="no such file"):
         load_preset(tmp_path / "none.toml")
@@ -101,10 +101,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
         ('["edit"]', '["synth"]', "carry goes with"),
         ('carry = "field"\n', "", "carry goes with"),
         ('carry = "field"', 'carry = "fields"', "carry must be one of"),
-        ('flow = ["twin-age-2mm"]', 'flow = "twin-age-2mm"', "weights.flow must be a list"),
-        ('flow = ["twin-age-2mm"]', "flow = []", "weights.flow: name one"),
-        ('flow = ["twin-age-2mm"]', 'denoiser = ["a"]', "weights.denoiser: a flow method has flow"),
-        ('flow = ["twin-age-2mm"]', "", "weights.flow is missing"),
+        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', 'flow = "twin-age-2mm"', "weights.flow must be a list"),
+        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', "flow = []", "weights.flow: name one"),
+        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', 'denoiser = ["a"]', "weights.denoiser: a flow method has flow"),
+        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', "", "weights.flow is missing"),
         ('title = "', 'title = 3 # "', "title must be a text"),
         ("learning_rate = 1.5e-3", "learning_rate = 1", "write 1.0"),
         ("learning_rate = 1.5e-3", "learning_rate = nan", "learning_rate must be finite"),
