@@ -62,7 +62,7 @@ def test_parameters_are_what_the_command_says() -> None:
     written = {(each.name, found.name) for each in EVERY for found in each.parameters if found.writes}
     for pair in (
         *(("cf-edit", name) for name in ("output", "volumes", "report", "json", "uncertainty")),
-        *(("cf-prep", name) for name in ("output", "transform", "mask")),
+        *(("cf-prep", name) for name in ("output", "transform", "save_mask")),
         *(("cf-phantom", "out"), ("cf-train", "out"), ("cf-view", "html"), ("cf-decode", "output")),
     ):
         assert pair in written

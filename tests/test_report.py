@@ -370,7 +370,7 @@ def test_a_folder_has_a_page_for_each_scan_also_for_one_that_failed(
 
 
 def test_pages_go_nowhere_they_do_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="2 scans have a page each"):
+    with pytest.raises(UsageError, match="several scans have a page each"):
         Reports(tmp_path / "a.html", ["a.nii", "b.nii"], False, False)
     with pytest.raises(OutputError, match="does not exist"):
         Reports(tmp_path / "no" / "a.html", ["a.nii"], False, False)
