@@ -26,6 +26,7 @@ ROWS = {
 }
 FILES = sorted(FIXTURES.glob("*.toml")) + sorted(presets_folder().glob("*.toml"))
 TWIN = (presets_folder() / "twin.toml").read_text()
+FLOWS = 'flow = ["twin-age-2mm", "twin-diagnosis-2mm"]'
 
 
 def fixture(name: str) -> Preset:
@@ -101,10 +102,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
         ('["edit"]', '["synth"]', "carry goes with"),
         ('carry = "field"\n', "", "carry goes with"),
         ('carry = "field"', 'carry = "fields"', "carry must be one of"),
-        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', 'flow = "twin-age-2mm"', "weights.flow must be a list"),
-        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', "flow = []", "weights.flow: name one"),
-        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', 'denoiser = ["a"]', "weights.denoiser: a flow method has flow"),
-        ('flow = ["twin-age-2mm", "twin-diagnosis-2mm"]', "", "weights.flow is missing"),
+        (FLOWS, 'flow = "twin-age-2mm"', "weights.flow must be a list"),
+        (FLOWS, "flow = []", "weights.flow: name one"),
+        (FLOWS, 'denoiser = ["a"]', "weights.denoiser: a flow method has flow"),
+        (FLOWS, "", "weights.flow is missing"),
         ('title = "', 'title = 3 # "', "title must be a text"),
         ("learning_rate = 1.5e-3", "learning_rate = 1", "write 1.0"),
         ("learning_rate = 1.5e-3", "learning_rate = nan", "learning_rate must be finite"),
