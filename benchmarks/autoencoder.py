@@ -28,7 +28,7 @@ from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.preset import load_preset
 from cftools.score.image import psnr
-from cftools.train.images import Scans
+from cftools.train.people import Simulated
 from cftools.train.recipes import check
 from cftools.volume import Volume
 from cftools.weights import installed
@@ -61,7 +61,8 @@ def main() -> None:
     family = Family([template_anatomy()], load_law("normative"))
     sets = {
         f"fresh twins, {contrast}": [
-            Scans(family, 4242, contrasts=(contrast,)).image(number) for number in range(options.n)
+            Simulated(family, 4242, contrasts=(contrast,)).scans(number)["image"][0].float()
+            for number in range(options.n)
         ]
         for contrast in CONTRASTS
     }

@@ -51,6 +51,7 @@ def _grid(name: str, millimetres: int) -> Grid:
 
 GRID_2MM = _grid("MNI152 2 mm", 2)
 GRID_1MM = _grid("MNI152 1 mm", 1)
+GRID_4MM = _grid("MNI152 4 mm", 4)
 
 
 @dataclass(frozen=True, eq=False)

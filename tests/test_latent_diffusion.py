@@ -26,6 +26,7 @@ from cftools.space import VaeSpace
 from cftools.train.autoencoder import AutoencoderObjective, Patches
 from cftools.train.diffusion import DiffusionObjective, Latents
 from cftools.train.loop import Schedule, train
+from cftools.train.people import Cohort, Portrait
 from cftools.train.twin import AGED
 from cftools.weights import Facts, TrainingFacts
 
@@ -48,6 +49,11 @@ def objective(**weights: float) -> AutoencoderObjective:
     patches = Patches(blob, 0, cohort=8, side=12, count=2)
     terms = {"l1": 1.0, "kl": 1e-7, "adversarial": 0.005, **weights}
     return AutoencoderObjective(SMALL, patches, blob, (SIDE,) * 3, 0, terms, {}, divisor=2)
+
+
+def crowd(size: int) -> Cohort:
+    """So many people, of whom nothing is known."""
+    return Cohort([Portrait(torch.zeros(1, 1, 1, 1), Condition())] * size, {})
 
 
 def test_patches_are_cut_from_a_cohort_that_fills_up() -> None:
@@ -99,7 +105,7 @@ def test_a_denoiser_learns_what_its_condition_says(prediction: Any, tmp_path: Pa
 
     path = make_path("rectified-flow") if prediction == "flow" else make_path("scaled-linear")
     unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8)
-    latents = Latents(encoded, 0, cohort=4, batch=8)
+    latents = Latents(encoded, crowd(4), 0, batch=8)
     made = DiffusionObjective(unet, latents, path, prediction, 0.2, 0, {}, SPACE)
     network, _ = train(made, Schedule(60, learning_rate=5e-3, workers=0, ema=0.8, log_every=60), tmp_path)
     x = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -126,7 +132,7 @@ def test_latents_meet_everyone_and_are_drawn_anew() -> None:
         context = torch.tensor([[number / 10], [number / 10 + 0.01], [number / 10 + 0.02]])
         return {"mean": mean, "std": torch.full_like(mean, 0.1), "context": context}
 
-    latents = Latents(encoded, 0, cohort=3, batch=4, ages=2, every=2)
+    latents = Latents(encoded, crowd(3), 0, batch=4, ages=2, every=2)
     items = [latents[index] for index in range(12)]
     assert items[0]["latent"].shape == (2, 2, 1, 2, 2, 2) and items[0]["context"].shape == (2, 2, 1)
     met = [{round(float(value), 1) for value in item["context"].flatten()} for item in items]
@@ -136,7 +142,7 @@ def test_latents_meet_everyone_and_are_drawn_anew() -> None:
         assert (item["context"][:, 0] != item["context"][:, 1]).all(), "two ages of each, not the same"
         assert torch.equal(item["context"][:, 0].mul(10).round(), item["context"][:, 1].mul(10).round())
     assert not torch.equal(items[5]["latent"], items[6]["latent"])
-    again = Latents(encoded, 0, cohort=3, batch=4, ages=2, every=2)[5]
+    again = Latents(encoded, crowd(3), 0, batch=4, ages=2, every=2)[5]
     assert torch.equal(again["latent"], items[5]["latent"])
 
 
@@ -149,7 +155,7 @@ def test_ages_of_a_subject_share_time_and_noise() -> None:
             return torch.zeros_like(x)
 
     unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8)
-    latents = Latents(lambda number: {}, 0, cohort=1, batch=1)
+    latents = Latents(lambda number: {}, crowd(1), 0, batch=1)
     made = DiffusionObjective(unet, latents, make_path("scaled-linear"), "v", 0.0, 0, {}, SPACE)
     same = torch.zeros(2, 3, 2, 8, 8, 8)
     made.losses(Spy(), {"latent": same, "context": torch.zeros(2, 3, 1)})
@@ -170,7 +176,7 @@ def test_what_differs_between_ages_weighs_more_where_the_condition_is_told() -> 
             return self.answers.view(-1, 1, 1, 1, 1).expand_as(x)
 
     unet = UNetArchitecture(1, 1, (8, 16), (False, True), 1, heads=8)
-    latents = Latents(lambda number: {}, 0, cohort=1, batch=1)
+    latents = Latents(lambda number: {}, crowd(1), 0, batch=1)
     flow = make_path("rectified-flow")
     item = {"latent": torch.zeros(1, 2, 1, 8, 8, 8), "context": torch.zeros(1, 2, 1)}
     item["latent"][0, 1] = 1.0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cftools.cohort import Scan
     from cftools.phantom.anatomy import Anatomy
     from cftools.prepare import Grid, Prepared
+    from cftools.train.people import Portrait
     from cftools.volume import Volume
 
 Made = TypeVar("Made")
@@ -91,6 +92,32 @@ def real_images(
     if not images:
         raise InputError(f"{folder}: no {' or '.join(contrasts)} scan in it can be used")
     return images
+
+
+def real_people(folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None) -> list[Portrait]:
+    """The T1w scans of a BIDS folder as they are, with age and sex; those of unknown age are left out.
+
+    Args:
+        grid, labels, ages: as above.
+    Raises:
+        InputError: none is left.
+    """
+    import torch
+
+    from cftools.condition import Condition
+    from cftools.prepare import prepare
+    from cftools.train.people import Portrait
+
+    def made(scan: Scan, volume: Volume) -> Portrait:
+        if scan.age is None:
+            raise InputError(f"{scan.path}: its age is not known, in participants.tsv or a sidecar")
+        image = torch.from_numpy(prepare(volume, grid).image)[None].clamp(0, 1.5)
+        return Portrait(image, Condition({"age": scan.age, "sex": scan.sex}))
+
+    people = _each(_chosen(folder, "T1w", labels, ages, "--data-ages"), made, "scans")
+    if not people:
+        raise InputError(f"{folder}: no T1w scan in it can be used")
+    return people
 
 
 def real_heads(folder: Path, labels: list[str] | None = None, ages: str | None = None) -> list[Tensor]:

@@ -37,8 +37,9 @@ def train(
         list[Path] | None,
         typer.Option(
             metavar="BIDS",
-            help="Scans seen as they are: in any contrast by an autoencoder, heads with labels of the brain by a "
-            "brain mask's network; repeatable.",
+            help="Scans seen as they are: in any contrast by an autoencoder; by a diffusion model T1w scans of people "
+            "of known age and sex, and then no simulated ones; heads with labels of the brain by a brain mask's "
+            "network; repeatable.",
         ),
     ] = None,
     real_label: Annotated[
@@ -70,6 +71,15 @@ def train(
         str, typer.Option(metavar="TEXT", help="What --data and --real are and their licence, for the weights' record.")
     ] = "",
     licence: Annotated[str, typer.Option(metavar="SPDX", help="Licence of the weights.")] = "Apache-2.0",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel="Running",
+            help="Keep simulated subjects and latents here, for all --workers and for other trainings on the same; a "
+            "fast disk with tens of GB.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, rich_help_panel="Running", help="Processes that simulate.")
     ] = 1,
@@ -114,10 +124,10 @@ def train(
 
     import torch
 
-    from cftools.cli.bases import base_anatomies, real_heads, real_images
+    from cftools.cli.bases import base_anatomies, real_heads, real_images, real_people
     from cftools.phantom.anatomy import template_anatomy
     from cftools.phantom.law import load_law
-    from cftools.prepare import GRID_2MM
+    from cftools.train.kinds import grid_of, simulated_on
     from cftools.train.recipes import check, contrasts_of, run, takes_real, usual
 
     if real and not takes_real(recipe):
@@ -126,15 +136,19 @@ def train(
     check(recipe, conditions)
     chosen_law = load_law(law)
     torch.set_num_threads(threads or options.usable_cpus())
-    anatomies = [template_anatomy(GRID_2MM)] if template else []
+    grid = grid_of(recipe)
+    anatomies = [template_anatomy(simulated_on(grid))] if template else []
     for folder in data or []:
-        anatomies += base_anatomies(folder, GRID_2MM, participant_label, data_ages, "--data-ages")
-    images = []
+        anatomies += base_anatomies(folder, simulated_on(grid), participant_label, data_ages, "--data-ages")
+    images: list[Any] = []
     if takes_real(recipe) == "brains":
         for folder in data or []:
-            images += real_images(folder, GRID_2MM, contrasts_of(recipe), participant_label, data_ages)
+            images += real_images(folder, grid, contrasts_of(recipe), participant_label, data_ages)
         for folder in real or []:
-            images += real_images(folder, GRID_2MM, contrasts_of(recipe), real_label)
+            images += real_images(folder, grid, contrasts_of(recipe), real_label)
+    elif takes_real(recipe) == "people":
+        for folder in real or []:
+            images += real_people(folder, grid, real_label)
     elif takes_real(recipe) == "heads":
         for folder in real or []:
             images += real_heads(folder, real_label)
@@ -156,6 +170,7 @@ def train(
             lambda done, total, losses: report(done, total, note=_losses(losses)),
             workers,
             dtype,
+            cache,
         )
     terminal.result(path)
 

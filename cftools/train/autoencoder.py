@@ -15,6 +15,7 @@ from cftools.facts import SpaceFacts
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
 from cftools.space import VaeSpace
 from cftools.train.loop import Product
+from cftools.train.store import Store
 
 #: Images whose latents are measured for their spread.
 SPREAD_FROM = 16
@@ -32,22 +33,23 @@ class Patches(Dataset[dict[str, Tensor]]):
 
     Args:
         images: where they come from; seed: of the cuts.
-        cohort: number of different images before they repeat, kept in memory in half precision.
+        cohort: number of different images before they repeat.
         side: of a patch, voxels, a multiple of the autoencoder's factor.
+        store: where they are kept, in half precision.
     """
 
-    def __init__(self, images: Images, seed: int, cohort: int, side: int, count: int) -> None:
+    def __init__(
+        self, images: Images, seed: int, cohort: int, side: int, count: int, store: Store | None = None
+    ) -> None:
         self.images, self.seed, self.cohort, self.side, self.count = images, seed, cohort, side, count
-        self._made: dict[int, Tensor] = {}
+        self.store = store or Store()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 6, index])
         # Every second step brings a new image until the cohort is full; the others look again at one that is known.
         known = min(self.cohort, index // 2 + 1)
         number = known - 1 if index % 2 == 0 and index // 2 < self.cohort else int(random.integers(known))
-        if number not in self._made:
-            self._made[number] = self.images(number).half()
-        image = self._made[number].float()
+        image = self.store.get(number, lambda: {"image": self.images(number).half()})["image"].float()
         if random.random() < 0.5:
             image = image.flip(1)
         return {"image": torch.stack([self._cut(image, random) for _ in range(self.count)])}

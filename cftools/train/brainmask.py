@@ -23,6 +23,7 @@ from cftools.phantom.contrast import CONTRASTS
 from cftools.phantom.head import MATERIALS, SIGNALS, grown, with_margin
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, canonical, resample
+from cftools.train.store import Made, Store
 from cftools.train.twin import AGES
 from cftools.volume import Volume
 
@@ -52,6 +53,15 @@ class CodedHead:
     brain: np.ndarray
     middle: np.ndarray
     real: bool
+
+    @classmethod
+    def kept(cls, made: Made) -> CodedHead:
+        """A simulated head from what `made` gave."""
+        return cls(made["codes"].numpy(), made["brain"].numpy(), made["middle"].numpy(), False)
+
+    def made(self) -> Made:
+        """As tensors, to be kept."""
+        return {name: torch.from_numpy(getattr(self, name)) for name in ("codes", "brain", "middle")}
 
 
 def real_head(volume: Volume, labels: Volume) -> Tensor:
@@ -109,12 +119,21 @@ class Heads(Dataset[dict[str, Tensor]]):
         seed: of the draws.
         cohort: number of different simulated subjects; a minute of work and 90 MB for 30.
         share: of the items that show a real head, where there are any.
+        store: where the simulated are kept.
     """
 
-    def __init__(self, family: Family, real: Sequence[Tensor], seed: int, cohort: int, share: float) -> None:
+    def __init__(
+        self,
+        family: Family,
+        real: Sequence[Tensor],
+        seed: int,
+        cohort: int,
+        share: float,
+        store: Store | None = None,
+    ) -> None:
         self.family, self.seed, self.cohort, self.share = family, seed, cohort, share
         self._real = [coded_real(head) for head in real]
-        self._made: dict[int, CodedHead] = {}
+        self.store = store or Store()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 14, index])
@@ -123,9 +142,9 @@ class Heads(Dataset[dict[str, Tensor]]):
         else:
             known = min(self.cohort, index // 2 + 1)
             number = known - 1 if index % 2 == 0 and known == index // 2 + 1 else int(random.integers(known))
-            if number not in self._made:
-                self._made[number] = coded_simulated(self.family, self.seed, number)
-            head = self._made[number]
+            head = CodedHead.kept(
+                self.store.get(number, lambda: coded_simulated(self.family, self.seed, number).made())
+            )
         image, brain = look(head, random)
         return {"image": image, "fractions": torch.cat([1 - brain, brain], dim=1)}
 

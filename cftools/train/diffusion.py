@@ -17,6 +17,8 @@ from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.schema import FrozenMapping
 from cftools.train.loop import Product
+from cftools.train.people import People, joined
+from cftools.train.store import Store
 
 #: Latents by number: mean and std, (N, C, *sides) each, and the condition of each, (N, V), nan where unknown.
 Encoded = Callable[[int], dict[str, Tensor]]
@@ -30,26 +32,32 @@ class Latents(Dataset[dict[str, Tensor]]):
 
     Args:
         encoded: a subject's latents at some ages; the same number always gives the same.
+        people: whose they are.
         seed: of the draws.
-        cohort: number of different subjects, kept in memory in half precision.
         batch: latents in all, a multiple of ages.
         ages: of each subject, all different.
         every: steps after which another subject joins.
+        store: where they are kept, in half precision.
     """
 
-    def __init__(self, encoded: Encoded, seed: int, cohort: int, batch: int, ages: int = 1, every: int = 1) -> None:
-        self.encoded, self.seed, self.cohort = encoded, seed, cohort
+    def __init__(
+        self,
+        encoded: Encoded,
+        people: People,
+        seed: int,
+        batch: int,
+        ages: int = 1,
+        every: int = 1,
+        store: Store | None = None,
+    ) -> None:
+        self.encoded, self.people, self.seed = encoded, people, seed
         self.subjects, self.ages, self.every = max(batch // ages, 1), ages, every
-        self._made: dict[int, dict[str, Tensor]] = {}
+        self.store = store or Store()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 7, index])
-        known = min(self.cohort, index // self.every + 1)
-        numbers = [int(number) for number in random.integers(known, size=self.subjects)]
-        if index % self.every == 0 and known == index // self.every + 1:
-            numbers[0] = known - 1
         rows = []
-        for number in numbers:
+        for number in joined(random, self.people, index, self.subjects, self.every):
             subject = self._subject(number)
             some = random.permutation(len(subject["mean"]))[: self.ages]
             rows.append({name: values[torch.from_numpy(some)].float() for name, values in subject.items()})
@@ -59,10 +67,12 @@ class Latents(Dataset[dict[str, Tensor]]):
         return {"latent": item["mean"] + item["std"] * draws, "context": item["context"]}
 
     def _subject(self, number: int) -> dict[str, Tensor]:
-        if number not in self._made:
-            made = self.encoded(number)
-            self._made[number] = {**made, "mean": made["mean"].half(), "std": made["std"].half()}
-        return self._made[number]
+        return self.store.get(number, lambda: self.halved(number))
+
+    def halved(self, number: int) -> dict[str, Tensor]:
+        """What is kept of a subject."""
+        made = self.encoded(number)
+        return {**made, "mean": made["mean"].half(), "std": made["std"].half()}
 
 
 @dataclass(frozen=True)

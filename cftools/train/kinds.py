@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from cftools import weights
 from cftools.condition import Variable
@@ -20,10 +21,12 @@ from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
-from cftools.prepare import GRID_2MM, Grid
+from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
 from cftools.preset import Recipe
 from cftools.train.loop import Objective
+from cftools.train.people import Cohort, People, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
+from cftools.train.store import Store
 from cftools.train.twin import AGED, AGES, TwinObjective, Twins
 
 #: Everything the simulator can tell of a subject, and which of it a flow can change.
@@ -32,6 +35,8 @@ VARIABLES = {
     "diagnosis": Variable("diagnosis", "category", values=HEALTH["diagnosis"]),
 }
 CHANGEABLE = ("age", "diagnosis")
+#: What a recipe may name as its grid.
+GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
 #: Told to every network that is told anything.
 TOLD = tuple(AGED)
 #: The ages at which a diagnosis is learned: below, there is none to learn.
@@ -50,8 +55,10 @@ class Job:
 
     Attributes:
         losses, data: the recipe's tables with what holds unless they say otherwise.
-        real: scans as they are, (1, X, Y, Z) each, normalised on the grid; heads as from `brainmask.real_head`.
+        real: scans as they are, (1, X, Y, Z) each, normalised on the grid; people's, with what is known of them; heads
+            as from `brainmask.real_head`.
         record: what decides the data, for the run's settings.
+        cache: folder in which what is made stays for other workers and trainings; None for memory.
     """
 
     recipe: Recipe
@@ -60,13 +67,41 @@ class Job:
     seed: int
     losses: Mapping[str, float]
     data: Mapping[str, Any]
-    real: Sequence[torch.Tensor]
+    real: Sequence[Any]
     record: dict[str, Any]
+    cache: Path | None = None
 
     @property
     def cohort(self) -> int:
         """Number of different subjects before they repeat."""
         return int(self.data["cohort"])
+
+    def store(self, name: str, **decisive: Any) -> Store:
+        """Where something is kept that depends on the family, the seed and what else is named."""
+        if self.cache is None:
+            return Store()
+        family = [self.record["anatomies"], self.record["law"], self.family.shares, self.seed]
+        text = json.dumps([name, family, decisive], sort_keys=True, default=str)
+        return Store(self.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+
+    def people(self, ages: int = 1, contrasts: Sequence[str] = ("T1w",)) -> People:
+        """Whom to train on: those of the cohort that was given as it is, else simulated subjects.
+
+        Args:
+            ages: of each simulated subject; contrasts: each is scanned in one of these.
+        """
+        variables = {name: VARIABLES[name] for name in self.conditions}
+        if self.real:
+            return Cohort(self.real, variables)
+        pooled = round(float(self.grid.affine[0, 0] / simulated_on(self.grid).affine[0, 0]))
+        contrasts = tuple(contrasts)
+        store = self.store("people", grid=self.grid.name, ages=ages, contrasts=contrasts)
+        return Simulated(self.family, self.seed, ages, self.cohort, contrasts, variables, pooled, store)
+
+    @property
+    def grid(self) -> Grid:
+        """Of the images."""
+        return grid_of(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -76,7 +111,8 @@ class Kind:
     Attributes:
         conditions: names it may learn; alone: only one of them.
         losses, data: keys of the recipe's tables that it knows, and what holds without them.
-        real: whether it can also learn from scans as they are: from brains, brought to the models' grid, or from heads.
+        real: whether it can also learn from scans as they are: from brains, brought to the models' grid; from people,
+            whose age and sex are known, and then from nobody else; or from heads.
         architecture: of the recipe, for the conditions named.
         objective: of that architecture.
         context: variables its network is told whatever it learns.
@@ -88,7 +124,7 @@ class Kind:
     alone: bool
     losses: Mapping[str, float]
     data: Mapping[str, Any]
-    real: Literal["", "brains", "heads"]
+    real: Literal["", "brains", "people", "heads"]
     architecture: Callable[[Recipe, Sequence[str]], Any]
     objective: Callable[[Job, Any], Objective]
     context: tuple[str, ...] = ()
@@ -107,7 +143,14 @@ def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchite
 def _twin_objective(job: Job, architecture: TwinArchitecture) -> Objective:
     return TwinObjective(
         architecture,
-        Twins(job.family, job.seed, job.cohort, variables_of(job.conditions), job.conditions),
+        Twins(
+            job.family,
+            job.seed,
+            job.cohort,
+            variables_of(job.conditions),
+            job.conditions,
+            job.store("twins", conditions=job.conditions),
+        ),
         job.seed,
         field_weight=job.losses["field"],
         volume_weight=job.losses["volume"],
@@ -122,7 +165,8 @@ def _reader_architecture(recipe: Recipe, conditions: Sequence[str]) -> Regressor
 
 
 def _reader_objective(job: Job, architecture: RegressorArchitecture) -> Objective:
-    return ReaderObjective(architecture, AgedBrains(job.family, job.seed, job.cohort), job.seed, job.record)
+    brains = AgedBrains(job.family, job.seed, job.cohort, job.store("aged"))
+    return ReaderObjective(architecture, brains, job.seed, job.record)
 
 
 def _segmenter_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -134,7 +178,7 @@ def _segmenter_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 def _segmenter_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.segmenter import Segmented, SegmenterObjective
 
-    subjects = Segmented(job.family, job.seed, job.cohort)
+    subjects = Segmented(job.family, job.seed, job.cohort, job.store("segmented"))
     return SegmenterObjective(architecture, subjects, job.seed, job.record, job.losses["dice"], job.losses["volume"])
 
 
@@ -148,7 +192,7 @@ def _brainmask_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.brainmask import Heads
     from cftools.train.segmenter import SegmenterObjective
 
-    heads = Heads(job.family, job.real, job.seed, job.cohort, float(job.data["real"]))
+    heads = Heads(job.family, job.real, job.seed, job.cohort, float(job.data["real"]), job.store("heads"))
     return SegmenterObjective(architecture, heads, job.seed, job.record)
 
 
@@ -160,16 +204,18 @@ def _autoencoder_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 
 def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.autoencoder import AutoencoderObjective, Patches
-    from cftools.train.images import Mixed, Scans
+    from cftools.train.images import Mixed
 
-    scans = Scans(job.family, job.seed, contrasts=tuple(job.data["contrasts"]))
-    images = Mixed(scans, job.real, float(job.data["real"]))
-    patches = Patches(images.image, job.seed, job.cohort, int(job.data["patch"]), int(job.data["patches"]))
+    simulated = replace(job, real=()).people(contrasts=job.data["contrasts"])
+    assert isinstance(simulated, Simulated)
+    images = Mixed(simulated, job.real, float(job.data["real"]))
+    store = job.store("images", contrasts=job.data["contrasts"], real=job.record["real"], share=job.data["real"])
+    patches = Patches(images.image, job.seed, job.cohort, int(job.data["patch"]), int(job.data["patches"]), store)
     return AutoencoderObjective(
         architecture,
         patches,
         images.image,
-        GRID_2MM.shape,
+        job.grid.shape,
         job.seed,
         dict(job.losses),
         job.record,
@@ -179,9 +225,12 @@ def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
 def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     from cftools.nets.unet import UNetArchitecture
 
-    space = weights.facts_of(str(recipe.data.get("space", ""))).space
+    known = weights.facts_of(str(recipe.data.get("space", "")))
+    space = known.space
     if space is None:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
+    if known.grid.name != (grid := grid_of(recipe).name):
+        raise PresetError(f"data.space: {recipe.data.get('space')} encode images on {known.grid.name}, not on {grid}")
     if len(recipe.network.arguments.get("channels", ())) > 1 + math.log2(space.divisor):
         raise PresetError(f"network.channels: this space's latents can be halved {math.log2(space.divisor):.0f} times")
     table = {**OBJECTIVES["diffusion"].data, **recipe.data}
@@ -200,17 +249,20 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 def _diffusion_objective(job: Job, architecture: Any) -> Objective:
     from cftools.diffusion.path import make_path
     from cftools.train.diffusion import DiffusionObjective, Latents
-    from cftools.train.images import Encoder, Scans
+    from cftools.train.images import Encoder
 
     encoder = Encoder.of(str(job.data["space"]))
-    scans = Scans(job.family, job.seed, ages=int(job.data["ages"]))
+    people = job.people(ages=int(job.data["ages"]))
     latents = Latents(
-        partial(encoder.latents, scans, variables={name: VARIABLES[name] for name in job.conditions}),
+        partial(encoder.latents, people),
+        people,
         job.seed,
-        job.cohort,
         int(job.data["latents"]),
         int(job.data["together"]),
         int(job.data["every"]),
+        job.store(
+            "latents", space=encoder.sha256, ages=job.data["ages"], conditions=job.conditions, real=job.record["real"]
+        ),
     )
     return DiffusionObjective(
         architecture,
@@ -228,6 +280,8 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
 
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
 _SUBJECTS = {"cohort": 0, "template": None}
+#: The same of images, and the grid that they are on.
+_IMAGES = {**_SUBJECTS, "cohort": 400, "grid": GRID_2MM.name}
 
 OBJECTIVES = {
     "twin": Kind(
@@ -266,7 +320,7 @@ OBJECTIVES = {
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
-        {**_SUBJECTS, "cohort": 400, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
+        {**_IMAGES, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
         "brains",
         _autoencoder_architecture,
         _autoencoder_objective,
@@ -276,8 +330,7 @@ OBJECTIVES = {
         False,
         {"twin": 0.0},
         {
-            **_SUBJECTS,
-            "cohort": 400,
+            **_IMAGES,
             "space": "",
             "ages": 3,
             "latents": 8,
@@ -287,7 +340,7 @@ OBJECTIVES = {
             "prediction": "eps",
             "dropout": 0.1,
         },
-        "",
+        "people",
         _diffusion_architecture,
         _diffusion_objective,
     ),
@@ -301,3 +354,21 @@ def _architecture(kind: type, recipe: Recipe, **given: Any) -> Any:
     except (TypeError, ValueError) as error:
         reason = str(error).split("__init__() ")[-1]
         raise PresetError(f"network {recipe.network.architecture}: {reason}") from None
+
+
+def grid_of(recipe: Recipe) -> Grid:
+    """Of a recipe's images.
+
+    Raises:
+        PresetError: there is no such grid.
+    """
+    kind = OBJECTIVES[recipe.objective]
+    name = recipe.data.get("grid", kind.grid.name)
+    if name != kind.grid.name and name not in GRIDS:
+        raise PresetError(f"data.grid: {name!r}: there are {', '.join(GRIDS)}")
+    return GRIDS.get(str(name), kind.grid)
+
+
+def simulated_on(grid: Grid) -> Grid:
+    """The grid of the anatomies behind images on a grid: never coarser than 2 mm, where structures keep their shape."""
+    return GRID_1MM if grid == GRID_1MM else GRID_2MM

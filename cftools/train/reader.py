@@ -14,6 +14,7 @@ from cftools.nets.regressor import Regressor, RegressorArchitecture
 from cftools.phantom.anatomy import TEMPLATE
 from cftools.phantom.twins import Family
 from cftools.train.loop import Product
+from cftools.train.store import Store
 from cftools.train.twin import AGES, normalised, scaled_age
 
 #: Subjects in one step, each at two ages.
@@ -31,14 +32,15 @@ class AgedBrains(Dataset[dict[str, Tensor]]):
     Args:
         family: where subjects come from.
         seed: of the draws.
-        cohort: number of different subjects before they repeat, kept in memory in half precision; 0 never repeats.
+        cohort: number of different subjects before they repeat; 0 never repeats.
+        store: where those are kept, in half precision.
     """
 
-    def __init__(self, family: Family, seed: int, cohort: int = 0) -> None:
+    def __init__(self, family: Family, seed: int, cohort: int = 0, store: Store | None = None) -> None:
         self.family = family
         self.seed = seed
         self.cohort = cohort
-        self._made: dict[int, dict[str, Tensor]] = {}
+        self.store = store or Store()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 4, index])
@@ -60,18 +62,16 @@ class AgedBrains(Dataset[dict[str, Tensor]]):
         return {"image": torch.cat(images), "value": torch.cat([person["value"] for person in people])}
 
     def _subject(self, number: int) -> dict[str, Tensor]:
-        if number in self._made:
-            return self._made[number]
+        return self.store.get(number, lambda: self._drawn(number)) if self.cohort else self._drawn(number)
+
+    def _drawn(self, number: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 3, number])
         ages = [float(age) for age in random.uniform(*AGES, size=2)]
         subject = self.family.draw(self.seed, number)
         if subject.anatomy.name != TEMPLATE:
             subject = replace(subject, noise=torch.zeros_like(subject.noise))
         images = torch.cat([normalised(subject.at(age)) for age in ages]).half()
-        made = {"image": images, "value": torch.tensor([scaled_age(age) for age in ages])}
-        if self.cohort:
-            self._made[number] = made
-        return made
+        return {"image": images, "value": torch.tensor([scaled_age(age) for age in ages])}
 
 
 @dataclass(frozen=True)

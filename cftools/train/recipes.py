@@ -19,8 +19,9 @@ from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
 from cftools.prepare import Grid
 from cftools.preset import Recipe
-from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, variables_of
+from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, grid_of, variables_of
 from cftools.train.loop import Progress, Schedule, train
+from cftools.train.people import Portrait
 
 
 def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -56,6 +57,7 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
     for name in contrasts_of(recipe):
         if name not in CONTRASTS:
             raise PresetError(f"data.contrasts: {name!r}: the simulator has {', '.join(CONTRASTS)}")
+    grid_of(recipe)
     return kind.architecture(recipe, conditions)
 
 
@@ -67,7 +69,7 @@ def usual(recipe: Recipe) -> tuple[str, ...]:
     return kind.conditions if kind.usual is None else kind.usual
 
 
-def takes_real(recipe: Recipe) -> Literal["", "brains", "heads"]:
+def takes_real(recipe: Recipe) -> Literal["", "brains", "people", "heads"]:
     """Whether, and as what, it can also learn from scans as they are."""
     kind = OBJECTIVES.get(recipe.objective)
     return "" if kind is None else kind.real
@@ -82,7 +84,7 @@ def run(
     recipe: Recipe,
     conditions: Sequence[str],
     anatomies: list[Anatomy],
-    real: Sequence[torch.Tensor],
+    real: Sequence[Any],
     law: AgeingLaw,
     seed: int,
     out: Path,
@@ -94,6 +96,7 @@ def run(
     progress: Progress | None = None,
     workers: int = 1,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    cache: Path | None = None,
 ) -> Path:
     """Train a recipe and write `out/weights.safetensors`, or go on with a run that was stopped.
 
@@ -101,21 +104,22 @@ def run(
         recipe: of a preset, with the flags in it.
         conditions: what the network learns to change or to read.
         anatomies: real brains to simulate subjects from.
-        real: scans to learn from as they are, (1, X, Y, Z) each, normalised on the 2 mm grid; or heads, as
-            `brainmask.real_head` keeps them.
+        real: scans to learn from as they are, (1, X, Y, Z) each, normalised on the recipe's grid; or `Portrait`s; or
+            heads, as `brainmask.real_head` keeps them.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
         workers, dtype: as in `Schedule`.
+        cache: folder in which simulated subjects and latents stay for other workers and trainings.
     Raises:
         PresetError: the recipe asks for something there is not. UsageError: as `train`.
     """
     architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
-    names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
+    grown_from = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
     initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
     record = {
         "initial": initial.sha256 if initial else "",
-        "anatomies": names,
-        "real": [_digest(image) for image in real],
+        "anatomies": grown_from,
+        "real": [_digest_of(one) for one in real],
         "law": _law_digest(law),
         "conditions": list(conditions),
         **recipe.data,
@@ -123,7 +127,8 @@ def run(
     share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
     family = Family(anatomies, law, varied=True, first=share)
     losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
-    job = Job(recipe, tuple(name for name in VARIABLES if name in conditions), family, seed, losses, data, real, record)
+    names = tuple(name for name in VARIABLES if name in conditions)
+    job = Job(recipe, names, family, seed, losses, data, real, record, cache)
     objective = kind.objective(job, architecture)
     training = recipe.training
     schedule = Schedule(
@@ -140,7 +145,7 @@ def run(
         architecture=recipe.network.architecture,
         architecture_arguments=asdict(architecture),
         variables={k: v for k, v in variables_of(conditions).items() if k in (*kind.context, *conditions)},
-        grid=grid_facts(kind.grid),
+        grid=grid_facts(grid_of(recipe)),
         contrasts=contrasts_of(recipe),
         intensity=kind.intensity,
         training=weights.TrainingFacts(command, source, seed, schedule.steps, round(seconds, 1), date),
@@ -163,6 +168,12 @@ def _known(given: Mapping[str, Any], known: Collection[str], table: str) -> None
 def _law_digest(law: AgeingLaw) -> str:
     """Name and content: a file of the same name may have been edited."""
     return f"{law.name} {hashlib.sha256(repr(law).encode()).hexdigest()[:16]}"
+
+
+def _digest_of(real: torch.Tensor | Portrait) -> str:
+    if isinstance(real, Portrait):
+        return f"{_digest(real.image)} {dict(real.condition)}"
+    return _digest(real)
 
 
 def _digest(tensor: torch.Tensor) -> str:

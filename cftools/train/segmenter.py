@@ -15,6 +15,7 @@ from cftools import field
 from cftools.nets.segmenter import Segmenter, SegmenterArchitecture
 from cftools.phantom.twins import Family
 from cftools.train.loop import Product
+from cftools.train.store import Store
 from cftools.train.twin import AGES, normalised
 
 
@@ -27,12 +28,13 @@ class Segmented(Dataset[dict[str, Tensor]]):
     Args:
         family: where subjects come from.
         seed: of the draws.
-        cohort: number of different subjects before they repeat, kept in memory in half precision, 15 MB each.
+        cohort: number of different subjects before they repeat.
+        store: where they are kept, in half precision, 15 MB each.
     """
 
-    def __init__(self, family: Family, seed: int, cohort: int) -> None:
+    def __init__(self, family: Family, seed: int, cohort: int, store: Store | None = None) -> None:
         self.family, self.seed, self.cohort = family, seed, cohort
-        self._made: dict[int, dict[str, Tensor]] = {}
+        self.store = store or Store()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, 11, index])
@@ -44,15 +46,17 @@ class Segmented(Dataset[dict[str, Tensor]]):
         return item | {"image": item["image"] ** float(np.exp(random.normal(0, 0.15)))}
 
     def _subject(self, number: int) -> dict[str, Tensor]:
-        if number not in self._made:
-            age = float(np.random.default_rng([self.seed, 12, number]).uniform(*AGES))
-            with torch.inference_mode():
-                aged = self.family.draw(self.seed, number).at(age)
-                image = normalised(aged)
-                regions = field.warp(aged.subject.anatomy.regions, aged.displacement) * (image > 0)
-                fractions = torch.cat([1 - regions.sum(1, keepdim=True), regions], dim=1).clamp(0, 1)
-                self._made[number] = {"image": image.half().clone(), "fractions": fractions.half().clone()}
-        return self._made[number]
+        return self.store.get(number, lambda: self.drawn(number))
+
+    def drawn(self, number: int) -> dict[str, Tensor]:
+        """What is kept of a subject."""
+        age = float(np.random.default_rng([self.seed, 12, number]).uniform(*AGES))
+        with torch.inference_mode():
+            aged = self.family.draw(self.seed, number).at(age)
+            image = normalised(aged)
+            regions = field.warp(aged.subject.anatomy.regions, aged.displacement) * (image > 0)
+            fractions = torch.cat([1 - regions.sum(1, keepdim=True), regions], dim=1).clamp(0, 1)
+            return {"image": image.half().clone(), "fractions": fractions.half().clone()}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from cftools.phantom.deform import FIELD_SHAPE, TARGETS
 from cftools.phantom.twins import WELL, Aged, Family, Health
 from cftools.prepare import intensity_scale
 from cftools.train.loop import Product
+from cftools.train.store import Store
 
 #: Share of training pairs of which something that does not change is withheld, for scans of which it is unknown.
 UNKNOWN = 0.3
@@ -48,10 +49,11 @@ class Twins(Dataset[dict[str, Tensor]]):
     Args:
         family: where subjects come from.
         seed: of the draws.
-        cohort: number of different pairs before they repeat, mirrored and with their brightness bent at random; kept in
-            memory in half precision, 10 MB each. 0 never repeats.
+        cohort: number of different pairs before they repeat, mirrored and with their brightness bent at random; 0
+            never repeats.
         variables: what the network is told: age and sex, and diagnosis where that changes.
         changes: those of them in which the two differ: age, diagnosis.
+        store: where a cohort is kept, in half precision, 10 MB each.
     """
 
     def __init__(
@@ -61,21 +63,21 @@ class Twins(Dataset[dict[str, Tensor]]):
         cohort: int = 0,
         variables: Mapping[str, Variable] = AGED,
         changes: Sequence[str] = ("age",),
+        store: Store | None = None,
     ) -> None:
         self.family = family
         self.seed = seed
         self.cohort = cohort
         self.variables = variables
         self.changes = tuple(changes)
-        self._made: dict[int, dict[str, Tensor]] = {}
+        self.store = store or Store()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not self.cohort:
             return self._draw(index)
         number = index % self.cohort
-        if number not in self._made:
-            self._made[number] = {name: value.half() for name, value in self._draw(number).items()}
-        item = {name: value.float() for name, value in self._made[number].items()}
+        made = self.store.get(number, lambda: {name: value.half() for name, value in self._draw(number).items()})
+        item = {name: value.float() for name, value in made.items()}
         return _augmented(item, np.random.default_rng([self.seed, 5, index]))
 
     def _draw(self, number: int) -> dict[str, Tensor]:

@@ -1,0 +1,170 @@
+"""Who networks are trained on: people by number, simulated or from a cohort, with what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cftools.condition import Condition, Variable
+from cftools.phantom.twins import Aged, Family
+from cftools.train.store import Made, Store
+from cftools.train.twin import AGES, normalised
+
+
+class People(Protocol):
+    """People by number; the same number always gives the same.
+
+    Attributes:
+        size: number of different people.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def scans(self, number: int) -> Made:
+        """A person at one age or at several.
+
+        Returns:
+            image: (A, 1, X, Y, Z) half precision, normalised as `prepare` does; context: (A, V), the values of the
+            variables on [-1, 1], nan where unknown.
+        """
+
+    def pick(self, random: np.random.Generator, known: int) -> int:
+        """One of the first `known`, as a mini-batch draws them."""
+
+
+def told(condition: Condition, variables: Mapping[str, Variable]) -> list[float]:
+    """A condition's values on [-1, 1], in the order of the variables; nan where unknown."""
+    return [variable.encode(condition.get(name)) for name, variable in variables.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """Simulated subjects, each at some ages of its own.
+
+    Attributes:
+        family: where subjects come from; seed: of the draws; ages: how many of each subject, drawn evenly over AGES.
+        size: number of different subjects.
+        contrasts: each subject is scanned in one of these.
+        variables: what is told of it.
+        pooled: voxels of the anatomies' grid along a side of the images'.
+        store: where the images are kept.
+    """
+
+    family: Family
+    seed: int
+    ages: int = 1
+    size: int = 1
+    contrasts: tuple[str, ...] = ("T1w",)
+    variables: Mapping[str, Variable] = field(default_factory=dict)
+    pooled: int = 1
+    store: Store = field(default_factory=Store)
+
+    def subject(self, number: int) -> list[Aged]:
+        """A subject at its ages."""
+        drawn = np.random.default_rng([self.seed, 8, number]).uniform(*AGES, size=self.ages)
+        person = self.family.draw(self.seed, number)
+        return [person.at(float(age)) for age in drawn]
+
+    def scans(self, number: int) -> Made:
+        made = self.store.get(number, lambda: self._made(number))
+        known = [Condition({"age": float(age), "sex": "FM"[int(sex)]}) for age, sex in made["who"]]
+        return {"image": made["image"], "context": torch.tensor([told(one, self.variables) for one in known])}
+
+    def pick(self, random: np.random.Generator, known: int) -> int:
+        return int(random.integers(known))
+
+    def _made(self, number: int) -> Made:
+        contrast = self.contrasts[int(np.random.default_rng([self.seed, 9, number]).integers(len(self.contrasts)))]
+        with torch.inference_mode():
+            people = self.subject(number)
+            image = torch.cat([normalised(aged, contrast) for aged in people])
+            image = functional.avg_pool3d(image, self.pooled) if self.pooled > 1 else image
+            who = torch.tensor([[aged.age, "FM".index(aged.subject.sex)] for aged in people], dtype=torch.float64)
+            return {"image": image.half().clone(), "who": who}
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """A scan as it is, (1, X, Y, Z), normalised on the grid, and what is known of who is on it."""
+
+    image: Tensor
+    condition: Condition
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Scans of a cohort as they are, drawn so that every decade of age comes as often as another.
+
+    Attributes:
+        variables: what is told of a scan.
+    """
+
+    portraits: Sequence[Portrait]
+    variables: Mapping[str, Variable]
+
+    @property
+    def size(self) -> int:
+        return len(self.portraits)
+
+    def scans(self, number: int) -> Made:
+        one = self.portraits[number]
+        return {"image": one.image[None].half(), "context": torch.tensor([told(one.condition, self.variables)])}
+
+    def pick(self, random: np.random.Generator, known: int) -> int:
+        decades = {decade: [n for n in numbers if n < known] for decade, numbers in self._decades.items()}
+        there = [numbers for numbers in decades.values() if numbers]
+        numbers = there[int(random.integers(len(there)))]
+        return numbers[int(random.integers(len(numbers)))]
+
+    @cached_property
+    def _decades(self) -> dict[int | None, list[int]]:
+        """Numbers of the scans by decade of age; those of unknown age are one more."""
+        found: dict[int | None, list[int]] = {}
+        for number, one in enumerate(self.portraits):
+            age = one.condition.get("age")
+            found.setdefault(int(age // 10) if isinstance(age, float) else None, []).append(number)
+        return found
+
+
+def joined(random: np.random.Generator, people: People, index: int, count: int, every: int) -> list[int]:
+    """Numbers of those whom step `index` meets: anyone known so far; one more joins every few steps.
+
+    Nothing but the first few has to be made before the first step.
+    """
+    known = min(people.size, index // every + 1)
+    numbers = [people.pick(random, known) for _ in range(count)]
+    if index % every == 0 and known == index // every + 1:
+        numbers[0] = known - 1
+    return numbers
+
+
+class Batches(Dataset[Made]):
+    """Item i holds some people at some ages, mirrored at random: image (S, T, 1, X, Y, Z), context (S, T, V).
+
+    Args:
+        subjects: S; together: T, ages of each, all different.
+        every: steps after which another person joins.
+    """
+
+    def __init__(self, people: People, seed: int, subjects: int, together: int = 1, every: int = 1) -> None:
+        self.people, self.seed = people, seed
+        self.subjects, self.together, self.every = subjects, together, every
+
+    def __getitem__(self, index: int) -> Made:
+        random = np.random.default_rng([self.seed, 15, index])
+        rows = []
+        for number in joined(random, self.people, index, self.subjects, self.every):
+            scans = self.people.scans(number)
+            some = torch.from_numpy(random.permutation(len(scans["image"]))[: self.together])
+            row = {name: values[some].float() for name, values in scans.items()}
+            rows.append(row | {"image": row["image"].flip(2)} if random.random() < 0.5 else row)
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,96 @@
+"""Who is trained on: simulated subjects and cohorts by number, kept in memory or in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cftools.condition import Condition
+from cftools.phantom.anatomy import template_anatomy
+from cftools.phantom.law import load_law
+from cftools.phantom.twins import Family
+from cftools.train.kinds import VARIABLES
+from cftools.train.people import Batches, Cohort, Portrait, Simulated
+from cftools.train.store import Made, Store
+
+TOLD = {name: VARIABLES[name] for name in ("age", "sex")}
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return Family([template_anatomy()], load_law("normative"))
+
+
+def portraits(*ages: float | None) -> list[Portrait]:
+    return [
+        Portrait(torch.full((1, 2, 2, 2), number / 8), Condition({"age": age, "sex": "F"}))
+        for number, age in enumerate(ages)
+    ]
+
+
+def test_a_folder_is_shared_and_a_cut_file_is_made_anew(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make(number: int) -> Made:
+        made.append(number)
+        return {"x": torch.full((2, 3), float(number)).half()}
+
+    one, other = Store(tmp_path / "kept"), Store(tmp_path / "kept")
+    assert torch.equal(one.get(7, lambda: make(7))["x"], other.get(7, lambda: make(7))["x"])
+    assert made == [7], "made once, met twice"
+    (path,) = (tmp_path / "kept").iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    assert float(one.get(7, lambda: make(7))["x"][0, 0]) == 7 and made == [7, 7]
+    memory = Store()
+    assert memory.get(1, lambda: make(1)) is memory.get(1, lambda: make(1))
+
+
+def test_simulated_people_are_the_same_from_memory_and_folder(family: Family, tmp_path: Path) -> None:
+    kept = Store(tmp_path)
+    people = [
+        Simulated(family, 3, ages=2, size=4, contrasts=("T1w", "FLAIR"), variables=TOLD, store=store)
+        for store in (Store(), kept, kept)
+    ]
+    first, *others = [one.scans(2) for one in people]
+    assert first["image"].shape == (2, 1, 80, 96, 88) and first["context"].shape == (2, 2)
+    assert first["context"][0, 0] != first["context"][1, 0] and first["context"][0, 1] == first["context"][1, 1]
+    for other in others:
+        assert torch.equal(first["image"], other["image"]) and torch.equal(first["context"], other["context"])
+    told_less = Simulated(family, 3, 2, 4, ("T1w", "FLAIR"), {"sex": TOLD["sex"]}, store=kept).scans(2)
+    assert torch.equal(told_less["context"], first["context"][:, 1:]), "what is told is not kept with the images"
+
+
+def test_a_cohort_comes_by_decades_of_age() -> None:
+    people = Cohort(portraits(21, 22, 23, 24, 25, 26, 27, 63), TOLD)
+    random = np.random.default_rng(0)
+    drawn = [people.pick(random, people.size) for _ in range(400)]
+    assert 160 < drawn.count(7) < 240, "one decade of two, and one scan of eight"
+    assert {people.pick(random, 7) for _ in range(100)} == set(range(7)), "who has not joined is not met"
+    scan = people.scans(7)
+    assert scan["image"].shape == (1, 1, 2, 2, 2) and scan["context"].shape == (1, 2)
+    assert float(scan["context"][0, 0]) == pytest.approx(2 * (63 - 5) / 95 - 1)
+
+
+def test_who_has_no_age_is_a_decade_of_its_own() -> None:
+    people = Cohort(portraits(None, 30), TOLD)
+    assert torch.isnan(people.scans(0)["context"][0, 0])
+    random = np.random.default_rng(0)
+    assert {people.pick(random, 2) for _ in range(50)} == {0, 1}
+
+
+def test_batches_let_people_join_and_mirror_them() -> None:
+    people = Cohort(portraits(20, 30, 40, 50), TOLD)
+    batches = Batches(people, 0, subjects=2, every=3)
+    items = [batches[index] for index in range(40)]
+    assert items[0]["image"].shape == (2, 1, 1, 2, 2, 2) and items[0]["context"].shape == (2, 1, 2)
+    met = [set((8 * item["image"][:, 0, 0, 0, 0, 0]).int().tolist()) for item in items]
+    assert met[0] == met[2] == {0} and 1 in met[3] and 2 in met[6] and set().union(*met) == {0, 1, 2, 3}
+    assert torch.equal(batches[17]["image"], items[17]["image"])
+
+    slope = torch.arange(2.0).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    one = Batches(Cohort([Portrait(slope, Condition())], TOLD), 0, subjects=1)
+    ways = {float(one[index]["image"][0, 0, 0, 0, 0, 0]) for index in range(20)}
+    assert ways == {0.0, 1.0}, "left for right, or not"
