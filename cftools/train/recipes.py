@@ -114,22 +114,8 @@ def run(
         PresetError: the recipe asks for something there is not. UsageError: as `train`.
     """
     architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
-    grown_from = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
     initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
-    record = {
-        "initial": initial.sha256 if initial else "",
-        "anatomies": grown_from,
-        "real": [_digest_of(one) for one in real],
-        "law": _law_digest(law),
-        "conditions": list(conditions),
-        **recipe.data,
-    }
-    share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
-    family = Family(anatomies, law, varied=True, first=share)
-    losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
-    names = tuple(name for name in VARIABLES if name in conditions)
-    job = Job(recipe, names, family, seed, losses, data, real, record, cache)
-    objective = kind.objective(job, architecture)
+    objective = kind.objective(job_of(recipe, conditions, anatomies, real, law, seed, cache, initial), architecture)
     training = recipe.training
     schedule = Schedule(
         steps=training.steps,
@@ -157,6 +143,33 @@ def run(
     path = out / "weights.safetensors"
     weights.save(path, product.network.state_dict(), facts, force=True)
     return path
+
+
+def job_of(
+    recipe: Recipe,
+    conditions: Sequence[str],
+    anatomies: list[Anatomy],
+    real: Sequence[Any],
+    law: AgeingLaw,
+    seed: int,
+    cache: Path | None = None,
+    initial: weights.Checkpoint | None = None,
+) -> Job:
+    """What a recipe is trained on; arguments as for `run`, and the weights it starts from."""
+    kind = OBJECTIVES[recipe.objective]
+    record = {
+        "initial": initial.sha256 if initial else "",
+        "anatomies": [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies],
+        "real": [_digest_of(one) for one in real],
+        "law": _law_digest(law),
+        "conditions": list(conditions),
+        **recipe.data,
+    }
+    share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
+    family = Family(anatomies, law, varied=True, first=share)
+    names = tuple(name for name in VARIABLES if name in conditions)
+    losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
+    return Job(recipe, names, family, seed, losses, data, real, record, cache)
 
 
 def _known(given: Mapping[str, Any], known: Collection[str], table: str) -> None:
