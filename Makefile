@@ -5,6 +5,8 @@ BIN := .venv/bin
 # Debian packages that some tests need, which are skipped without them: MRtrix3 reads our images, Chromium our reports.
 DEBIAN := mrtrix3 chromium chromium-driver
 INSTALLED := .venv/.installed
+# Processes that run the tests, one thread each.
+JOBS ?= 2
 
 .PHONY: help install debian demo test test-slurm lint types docs weights
 .NOTPARALLEL:
@@ -48,7 +50,7 @@ demo: $(INSTALLED)
 	@echo "Look at demo/template.png and demo/twin.png; the volumes lie beside them."
 
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slurm: $(INSTALLED)
 	@command -v sbatch > /dev/null || { apt-get update --quiet && \
