@@ -110,6 +110,8 @@ def blur(image: Tensor, sigma: float) -> Tensor:
         offsets = torch.arange(n, dtype=image.dtype, device=image.device) * (extent / n / sigma)
         # A matrix product: wide kernels are many times faster so than as a convolution.
         kernel = torch.exp(-0.5 * (offsets[:, None] - offsets) ** 2)
-        kernel = kernel / (1 + 2 * torch.exp(-0.5 * (offsets[1] * torch.arange(1, 10 * n)) ** 2).sum())
+        kernel = kernel / (
+            1 + 2 * torch.exp(-0.5 * (offsets[1] * torch.arange(1, 10 * n, device=image.device)) ** 2).sum()
+        )
         image = torch.tensordot(image, kernel, dims=([2 + axis], [0])).movedim(-1, 2 + axis)
     return image.contiguous()

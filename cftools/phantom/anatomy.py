@@ -5,7 +5,7 @@ The default is the MNI152 average that nilearn ships; any skull-stripped T1w sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -60,6 +60,11 @@ class Anatomy:
     strip: Tensor
     regions: Tensor
     labels: np.ndarray
+
+    def to(self, device: torch.device | str) -> Anatomy:
+        """The same on another device, but the labels."""
+        moved = {name: getattr(self, name).to(device) for name in ("tissues", "strip", "regions")}
+        return replace(self, **moved)
 
 
 def template_anatomy(grid: Grid = GRID_2MM) -> Anatomy:

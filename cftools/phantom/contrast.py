@@ -169,17 +169,17 @@ def render(
     fluid, grey, white = scanner.means
     # Grey and white approach each other about their middle, so overall brightness stays.
     middle, half = (white + grey) / 2, (white / grey * contrast - 1) / (white / grey * contrast + 1)
-    means = torch.tensor([fluid, middle * (1 - half), middle * (1 + half)]).view(1, 3, 1, 1, 1)
+    means = torch.tensor([fluid, middle * (1 - half), middle * (1 + half)], device=tissues.device).view(1, 3, 1, 1, 1)
     image = (tissues * means * (1 + texture)).sum(1, keepdim=True)
     if lesions is not None:
-        inside = (lesions * scanner.lesion_means.view(1, -1, 1, 1, 1)).sum(1, keepdim=True)
+        inside = (lesions * scanner.lesion_means.to(tissues.device).view(1, -1, 1, 1, 1)).sum(1, keepdim=True)
         image = image * (1 - lesions.sum(1, keepdim=True)) + inside * (1 + texture[:, 2:])
-    image = image * torch.exp(field.resize(scanner.bias, shape))
+    image = image * torch.exp(field.resize(scanner.bias.to(tissues.device), shape))
     cranium = tissues.sum(1, keepdim=True)
     for axis, width in enumerate(scanner.resolution):
         image = _blur_axis(image, axis, width * shape[axis] / field.BOX[axis])
     generator = torch.Generator().manual_seed(scanner.seed)
-    noise = scanner.noise * torch.randn((2, *shape), generator=generator)
+    noise = (scanner.noise * torch.randn((2, *shape), generator=generator)).to(tissues.device)
     return torch.sqrt((image + noise[None, :1]) ** 2 + noise[None, 1:] ** 2) * (cranium > 0.5)
 
 
@@ -188,7 +188,7 @@ def _blur_axis(image: Tensor, axis: int, width: float) -> Tensor:
     if width < 0.2:
         return image
     radius = max(1, round(3 * width))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / width) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=image.device) / width) ** 2)
     view = [1, 1, 1, 1, 1]
     view[2 + axis] = -1
     padding = [radius if a == axis else 0 for a in range(3)]

@@ -56,7 +56,7 @@ class Knobs:
         divergence: (8, *FIELD_SHAPE), theirs.
         regions: (8, X, Y, Z) fractions of TARGETS at 2 mm.
         cranium: (X, Y, Z) bool, where there is anything.
-        energy: (8, 8), mean product of the fields i and j in the cranium, mm2.
+        energy: (8, 8), mean product of the fields i and j in the cranium, mm2; on the CPU, wherever the others are.
     """
 
     fields: Tensor
@@ -83,14 +83,22 @@ class Knobs:
         energy = torch.einsum("icxyz,jcxyz->ij", fields, fields) / inside.sum()
         return cls(fields, _divergence(fields), regions, anatomy.regions[0].sum(0) > 0, energy)
 
+    def to(self, device: torch.device | str) -> Knobs:
+        """The same on another device."""
+        fields, divergence, regions = (one.to(device) for one in (self.fields, self.divergence, self.regions))
+        return Knobs(fields, divergence, regions, self.cranium.to(device), self.energy)
+
     def velocity(self, amounts: Tensor) -> Tensor:
         """The knobs' sum, (1, 3, *FIELD_SHAPE)."""
-        return torch.einsum("k,kcxyz->cxyz", amounts, self.fields)[None]
+        return torch.einsum("k,kcxyz->cxyz", amounts.to(self.fields.device), self.fields)[None]
 
     def grown(self, amounts: Tensor) -> Tensor:
         """The regions after the knobs were turned, pulled back as the image will be; (8, X, Y, Z)."""
         shape = tuple(self.regions.shape[1:])
-        points = field.identity(shape) + field.resize(field.exponential(-self.velocity(amounts)), shape)[0]
+        points = (
+            field.identity(shape, self.regions.device)
+            + field.resize(field.exponential(-self.velocity(amounts)), shape)[0]
+        )
         after = torch.zeros_like(self.regions)
         # Nothing passes the skull, and two thirds of the box lie outside.
         after[:, self.cranium] = field.sample(self.regions[None], points[None, :, self.cranium, None, None])[
@@ -108,17 +116,17 @@ class Knobs:
         Returns:
             s, (8,).
         """
-        weights, before = torch.tensor(WEIGHTS), self.regions.sum((1, 2, 3))
+        weights, before = torch.tensor(WEIGHTS), self.regions.sum((1, 2, 3)).cpu()
         amounts, growth, after = torch.zeros(len(TARGETS)), torch.zeros(len(TARGETS)), self.regions
         for _ in range(iterations):
-            response = _response(after, self.divergence)
+            response = _response(after, self.divergence).cpu()
             weighted = response.T * weights
             gradient = weighted @ (log_ratios - growth) - COST * self.energy @ amounts
             step = torch.linalg.solve(weighted @ response + COST * self.energy, gradient)
             expected = growth + response @ step
             amounts = amounts + step
             after = self.grown(amounts)
-            growth = torch.log(after.sum((1, 2, 3)).clamp_min(1e-6) / before)
+            growth = torch.log(after.sum((1, 2, 3)).cpu().clamp_min(1e-6) / before)
             if (growth - expected).abs().max() < 0.01:
                 break
         return amounts
@@ -183,16 +191,18 @@ def _response(regions: Tensor, divergence: Tensor) -> Tensor:
     return torch.einsum("ixyz,jxyz->ij", coarse, divergence) / coarse.sum((1, 2, 3)).clamp_min(1e-6)[:, None]
 
 
-def random_displacement(random: np.random.Generator, scales: tuple[tuple[float, float], ...]) -> tuple[Tensor, Tensor]:
+def random_displacement(
+    random: np.random.Generator, scales: tuple[tuple[float, float], ...], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """A smooth random diffeomorphism and its inverse, (1, 3, *FIELD_SHAPE) each, millimetres.
 
     Args:
         random: source of the draw.
         scales: pairs of (smoothness, root mean square velocity), both millimetres.
     """
-    velocity = torch.zeros(1, 3, *FIELD_SHAPE)
+    velocity = torch.zeros(1, 3, *FIELD_SHAPE, device=device)
     for smoothness, size in scales:
-        noise = torch.from_numpy(random.standard_normal((1, 3, *FIELD_SHAPE), dtype=np.float32))
+        noise = torch.from_numpy(random.standard_normal((1, 3, *FIELD_SHAPE), dtype=np.float32)).to(device)
         smooth = field.blur(noise, smoothness)
         velocity = velocity + smooth * (size / smooth.std())
     return field.exponential(velocity), field.exponential(-velocity)

@@ -12,6 +12,7 @@ made).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -220,7 +221,7 @@ class Aged:
         cranium = subject.cranium
         missing = (cranium - tissues.sum(1, keepdim=True)).clamp(0, 1)
         tissues = torch.cat([tissues[:, :1] + missing, tissues[:, 1:]], dim=1) * (cranium > 0.5)
-        texture = field.sample(scanner.texture, points)
+        texture = field.sample(scanner.texture.to(points.device), points)
         ratio = subject.law.contrast(self.age, subject.sex) if CONTRASTS[contrast].ages else 1.0
         return render(tissues, texture, scanner, ratio, self.lesions)
 
@@ -287,7 +288,7 @@ def _destroyed(lesions: Tensor) -> Tensor:
 def _points(anatomy: Anatomy, displacement: Tensor) -> Tensor:
     """Where the voxels of the anatomy's grid come from, (1, 3, X, Y, Z), millimetres."""
     shape = tuple(anatomy.tissues.shape[2:])
-    return field.identity(shape)[None] + field.resize(displacement, shape)
+    return field.identity(shape, displacement.device)[None] + field.resize(displacement, shape)
 
 
 def _fine(displacement: Tensor) -> Tensor:
@@ -320,6 +321,12 @@ class Family:
         self.shares = None if first is None or not rest else [first, *[(1 - first) / rest] * rest]
         self.members = [(anatomy, Knobs.of(anatomy)) for anatomy in anatomies]
 
+    def to(self, device: torch.device | str) -> Family:
+        """The same, simulating on another device: to a tolerance the same subjects. Lesions and heads need the CPU."""
+        family = copy(self)
+        family.members = [(anatomy.to(device), knobs.to(device)) for anatomy, knobs in self.members]
+        return family
+
     def draw(self, seed: int, index: int, sex: str | None = None) -> Subject:
         """Subject number `index`; the same whatever was drawn before, or in which process."""
         random = np.random.default_rng([seed, 0, index])
@@ -337,9 +344,11 @@ class Family:
         elif random.random() < 0.5:  # the network must not rely on symmetry of the left and right
             jitter[:, 0] *= -1
         size = random.uniform(0.5, 2.0) if self.varied else 1.0
-        shape, unshape = random_displacement(random, tuple((smooth, size * mm) for smooth, mm in IDENTITY_SCALES))
-        there = affine_displacement(jitter[:3])
-        back = affine_displacement(np.linalg.inv(jitter)[:3])
+        device = anatomy.tissues.device
+        scales = tuple((smooth, size * mm) for smooth, mm in IDENTITY_SCALES)
+        shape, unshape = random_displacement(random, scales, device)
+        there = affine_displacement(jitter[:3]).to(device)
+        back = affine_displacement(np.linalg.inv(jitter)[:3]).to(device)
         scanner = random_scanner(random) if self.varied else plain_scanner(random)
         return Subject(
             anatomy,

@@ -89,7 +89,7 @@ class Simulated:
             image = torch.cat([normalised(aged, contrast) for aged in people])
             image = functional.avg_pool3d(image, self.pooled) if self.pooled > 1 else image
             who = torch.tensor([[aged.age, "FM".index(aged.subject.sex)] for aged in people], dtype=torch.float64)
-            return {"image": image.half().clone(), "who": who}
+            return {"image": image.half().cpu().clone(), "who": who}
 
 
 @dataclass(frozen=True, eq=False)

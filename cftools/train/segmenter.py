@@ -56,7 +56,7 @@ class Segmented(Dataset[dict[str, Tensor]]):
             image = normalised(aged)
             regions = field.warp(aged.subject.anatomy.regions, aged.displacement) * (image > 0)
             fractions = torch.cat([1 - regions.sum(1, keepdim=True), regions], dim=1).clamp(0, 1)
-            return {"image": image.half().clone(), "fractions": fractions.half().clone()}
+            return {"image": image.half().cpu().clone(), "fractions": fractions.half().cpu().clone()}
 
 
 @dataclass(frozen=True)

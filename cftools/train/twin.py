@@ -141,7 +141,7 @@ def _regions(aged: Aged) -> Tensor:
 def normalised(aged: Aged, contrast: str = "T1w") -> Tensor:
     """The stripped image as `prepare` would scale it, (1, 1, X, Y, Z)."""
     image = aged.image(contrast) * aged.strip()
-    return (image / intensity_scale(image[0, 0].numpy())).clamp(0, 1.5)
+    return (image / intensity_scale(image[0, 0].cpu().numpy())).clamp(0, 1.5)
 
 
 def scaled_age(age: float) -> float:
