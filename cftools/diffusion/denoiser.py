@@ -85,13 +85,18 @@ def convert(prediction: Prediction, output: Tensor, x: Tensor, alpha: float, sig
     Raises:
         PathError: eps is predicted where alpha is 0, or x0 where sigma is 0.
     """
+    if prediction == "eps" and alpha == 0:
+        raise PathError("a network that predicts noise says nothing where no signal is left (alpha 0)")
+    if prediction == "x0" and sigma == 0:
+        raise PathError("a network that predicts the clean image says nothing where no noise is (sigma 0)")
+    return solved(prediction, output, x, alpha, sigma)
+
+
+def solved(prediction: Prediction, output: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Estimate:
+    """As `convert`, without looking whether anything is divided by 0; alpha and sigma may be of each, (B, 1, ...)."""
     if prediction == "eps":
-        if alpha == 0:
-            raise PathError("a network that predicts noise says nothing where no signal is left (alpha 0)")
         return Estimate((x - sigma * output) / alpha, output)
     if prediction == "x0":
-        if sigma == 0:
-            raise PathError("a network that predicts the clean image says nothing where no noise is (sigma 0)")
         return Estimate(output, (x - alpha * output) / sigma)
     if prediction == "v":
         square = alpha**2 + sigma**2
@@ -102,8 +107,11 @@ def convert(prediction: Prediction, output: Tensor, x: Tensor, alpha: float, sig
     raise PathError(f"{prediction!r} is no prediction: there are eps, x0, v and flow")
 
 
-def target(prediction: Prediction, clean: Tensor, eps: Tensor, alpha: float, sigma: float) -> Tensor:
-    """What a network of that prediction should say, (B, C, *spatial): the inverse of `convert`, for training."""
+def target(prediction: Prediction, clean: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """What a network of that prediction should say, (B, C, *spatial): the inverse of `convert`, for training.
+
+    alpha, sigma: of all, or of each, (B, 1, ...).
+    """
     targets = {"eps": eps, "x0": clean, "v": alpha * eps - sigma * clean, "flow": eps - clean}
     if prediction not in targets:
         raise PathError(f"{prediction!r} is no prediction: there are {', '.join(targets)}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cftools.diffusion.denoiser import Prediction, target
-from cftools.diffusion.path import Path, describe, noised
+from cftools.diffusion.path import Path, describe
 from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.schema import FrozenMapping
@@ -76,6 +76,63 @@ class Latents(Dataset[dict[str, Tensor]]):
 
 
 @dataclass(frozen=True)
+class Levels:
+    """How much signal and noise there is in each of B latents.
+
+    Attributes:
+        alpha, sigma: (B, 1, ...), to multiply latents with.
+        network_time: what the network is told, (B,).
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    network_time: Tensor
+
+
+def levels(path: Path, times: Tensor, like: Tensor) -> Levels:
+    """Of times that are on the CPU, (B,), for latents (B, C, *sides); one small copy, which nothing waits for."""
+    rows = torch.tensor([[*path.at(t), path.network_time(t)] for t in times.tolist()], dtype=torch.float32)
+    alpha, sigma, told = rows.to(like.device, non_blocking=True).unbind(1)
+    shape = (-1, *[1] * (like.ndim - 1))
+    return Levels(alpha.view(shape), sigma.view(shape), told)
+
+
+def trained_times(path: Path, times: Tensor) -> Tensor:
+    """The times themselves, or of a path of so many times the next that a network was trained at."""
+    return (times * path.times).ceil().clamp(1, path.times) / path.times if path.times else times
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one step denoises: B = S x A latents, the ages of a subject one after another, under its time and noise.
+
+    Attributes:
+        clean, eps: (B, C, *sides).
+        context: the condition as it is known, (B, V), nan where it is not.
+        times: (B,), on the CPU; levels: what the path says of them.
+        withheld: what the network is not told of whom, (S, 1) or (S, V).
+        ages: A.
+    """
+
+    clean: Tensor
+    context: Tensor
+    eps: Tensor
+    times: Tensor
+    levels: Levels
+    withheld: Tensor
+    ages: int
+
+    @property
+    def noisy(self) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps."""
+        return self.levels.alpha * self.clean + self.levels.sigma * self.eps
+
+    def told(self, context: Tensor) -> Tensor:
+        """A condition of each latent, (B, V), with nan for what is withheld."""
+        return torch.where(self.withheld.repeat_interleave(self.ages, dim=0), torch.nan, context)
+
+
+@dataclass(frozen=True)
 class DiffusionObjective:
     """Mean squared error of the prediction: Ho et al. 2020, eq. 14, for eps; its like for x0, v and flow.
 
@@ -125,32 +182,31 @@ class DiffusionObjective:
         return Product(network, self.space, facts)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        draw = self.drawn(item)
+        return self.judged(network, draw, draw.told(draw.context))
+
+    def drawn(self, item: dict[str, Tensor]) -> Draw:
+        """A time and a noise for each subject, and what is withheld of its condition."""
         subjects, ages = item["latent"].shape[:2]
         clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
         # One time in each of S equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
-        times = (torch.arange(subjects) + torch.rand(subjects)) / subjects
-        if self.path.times:
-            times = (times * self.path.times).ceil().clamp(1, self.path.times) / self.path.times
+        times = trained_times(self.path, (torch.arange(subjects) + torch.rand(subjects)) / subjects)
         times = times.repeat_interleave(ages)
-        pairs = [self.path.at(float(t)) for t in times]
-        told = torch.tensor([self.path.network_time(float(t)) for t in times], device=clean.device)
         # All of it, which guidance goes on from; and of several each on its own, as not all is known of every scan.
         withheld = (torch.rand(subjects, device=clean.device) < self.dropout)[:, None]
         if (variables := context.shape[1]) > 1:
             withheld = withheld | (torch.rand((subjects, variables), device=clean.device) < self.dropout)
-        context = torch.where(withheld.repeat_interleave(ages, dim=0), torch.nan, context)
         eps = torch.randn_like(item["latent"][:, 0]).repeat_interleave(ages, dim=0)
-        said = network(noised(self.path, clean, eps, times), told, context)
-        wanted = torch.stack(
-            [
-                target(self.prediction, x0, noise, alpha, sigma)
-                for x0, noise, (alpha, sigma) in zip(clean, eps, pairs, strict=True)
-            ]
-        )
-        error = (said.float() - wanted).unflatten(0, (subjects, ages))
+        return Draw(clean, context, eps, times, levels(self.path, times, clean), withheld, ages)
+
+    def judged(self, network: nn.Module, draw: Draw, told: Tensor) -> dict[str, Tensor]:
+        """The losses where the network is told this of what was drawn, (B, V)."""
+        said = network(draw.noisy, draw.levels.network_time, told)
+        wanted = target(self.prediction, draw.clean, draw.eps, draw.levels.alpha, draw.levels.sigma)
+        error = (said.float() - wanted).unflatten(0, (-1, draw.ages))
         loss = error.square().mean()
         if not self.twin:
             return {"loss": loss}
-        told_all = (~withheld.any(1)).float().view(-1, *[1] * (error.ndim - 1))
+        told_all = (~draw.withheld.any(1)).float().view(-1, *[1] * (error.ndim - 1))
         apart = ((error - error.mean(1, keepdim=True)).square() * told_all).mean()
         return {"loss": loss + self.twin * apart, "all": loss, "apart": apart}

@@ -23,6 +23,7 @@ from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
 from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
 from cftools.preset import Recipe
+from cftools.schema import read
 from cftools.train.loop import Objective
 from cftools.train.people import Cohort, People, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
@@ -233,7 +234,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         raise PresetError(f"data.space: {recipe.data.get('space')} encode images on {known.grid.name}, not on {grid}")
     if len(recipe.network.arguments.get("channels", ())) > 1 + math.log2(space.divisor):
         raise PresetError(f"network.channels: this space's latents can be halved {math.log2(space.divisor):.0f} times")
-    table = {**OBJECTIVES["diffusion"].data, **recipe.data}
+    table = {**OBJECTIVES[recipe.objective].data, **recipe.data}
     if table["latents"] % table["together"] or table["together"] > table["ages"]:
         raise PresetError("data.latents must be a multiple of data.together, which is at most data.ages")
     return _architecture(
@@ -278,10 +279,45 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
     )
 
 
+def _cycle_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
+    _way(recipe.data)
+    return _diffusion_architecture(recipe, conditions)
+
+
+def _cycle_objective(job: Job, architecture: Any) -> Objective:
+    from cftools.train.cycle import CycleObjective
+    from cftools.train.diffusion import DiffusionObjective
+
+    categories = tuple(len(VARIABLES[name].values) for name in job.conditions)
+    denoising = _diffusion_objective(job, architecture)
+    assert isinstance(denoising, DiffusionObjective)
+    return CycleObjective(denoising, _way(job.data), job.losses["cycle"], job.losses["counterfactual"], categories)
+
+
+def _way(data: Mapping[str, Any]) -> Any:
+    """The keys of a cycle: cycle_start and so on."""
+    from cftools.train.cycle import Cycle
+
+    given = {name.removeprefix("cycle_"): value for name, value in data.items() if name.startswith("cycle_")}
+    return read(Cycle, given, "data.cycle", PresetError)
+
+
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
 _SUBJECTS = {"cohort": 0, "template": None}
 #: The same of images, and the grid that they are on.
 _IMAGES = {**_SUBJECTS, "cohort": 400, "grid": GRID_2MM.name}
+#: The same of latents, and how they are noised and denoised.
+_LATENTS = {
+    **_IMAGES,
+    "space": "",
+    "ages": 3,
+    "latents": 8,
+    "together": 1,
+    "every": 1,
+    "path": "scaled-linear",
+    "prediction": "eps",
+    "dropout": 0.1,
+}
 
 OBJECTIVES = {
     "twin": Kind(
@@ -329,20 +365,26 @@ OBJECTIVES = {
         TOLD,
         False,
         {"twin": 0.0},
-        {
-            **_IMAGES,
-            "space": "",
-            "ages": 3,
-            "latents": 8,
-            "together": 1,
-            "every": 1,
-            "path": "scaled-linear",
-            "prediction": "eps",
-            "dropout": 0.1,
-        },
+        _LATENTS,
         "people",
         _diffusion_architecture,
         _diffusion_objective,
+    ),
+    "cycle": Kind(
+        TOLD,
+        False,
+        {"twin": 0.0, "cycle": 1.0, "counterfactual": 0.0},
+        {
+            **_LATENTS,
+            "cycle_start": "noised",
+            "cycle_noise": "same",
+            "cycle_steps": 1,
+            "cycle_gradient": "through",
+            "cycle_terms": "own",
+        },
+        "people",
+        _cycle_architecture,
+        _cycle_objective,
     ),
 }
 
