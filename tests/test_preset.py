@@ -65,14 +65,14 @@ def holds(whole: Any, part: Any) -> bool:
 
 
 def test_only_what_runs_is_shipped() -> None:
-    assert list_presets() == ("ae", "age", "brainmask", "ldm", "tissues", "twin")
+    assert list_presets() == ("ae", "age", "brainmask", "cdm", "ldm", "tissues", "twin")
     assert load_preset("twin") == load_preset(presets_folder() / "twin.toml")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(PresetError, match="did you mean twin"):
         load_preset("twins")
-    with pytest.raises(PresetError, match="there are ae, age, brainmask, ldm, tissues, twin"):
+    with pytest.raises(PresetError, match="there are ae, age, brainmask, cdm, ldm, tissues, twin"):
         load_preset("diffuse")
     with pytest.raises(PresetError, match="no such file"):
         load_preset(tmp_path / "none.toml")

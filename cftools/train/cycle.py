@@ -6,6 +6,7 @@ docs/cdm.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cftools.condition import Variable
 from cftools.diffusion.denoiser import solved, target
+from cftools.errors import PresetError
+from cftools.schema import read
 from cftools.train.diffusion import DiffusionObjective, Draw, Levels, levels, trained_times
-from cftools.train.loop import Product
+from cftools.train.loop import Objective, Product
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class Cycle:
         if self.steps < 1:
             raise ValueError("steps must be 1 or more")
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Cycle:
+        """What the keys cycle_start, cycle_noise and so on of a recipe's data say.
+
+        Raises:
+            PresetError: one of them is none of the above.
+        """
+        ways = {name.removeprefix("cycle_"): value for name, value in data.items() if name.startswith("cycle_")}
+        return read(cls, ways, "data, cycle", PresetError)
+
 
 @dataclass(frozen=True)
 class CycleObjective:
@@ -61,6 +75,15 @@ class CycleObjective:
     cycle: float
     counterfactual: float
     categories: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, denoising: Objective, losses: Mapping[str, float], data: Mapping[str, Any], told: Sequence[Variable]
+    ) -> CycleObjective:
+        """As a recipe's losses and data say, of what it fine-tunes; told: the variables, in order."""
+        assert isinstance(denoising, DiffusionObjective)
+        categories = tuple(len(variable.values) for variable in told)
+        return cls(denoising, Cycle.of(data), losses["cycle"], losses["counterfactual"], categories)
 
     def network(self) -> nn.Module:
         return self.denoising.network()

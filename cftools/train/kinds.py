@@ -23,7 +23,6 @@ from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
 from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
 from cftools.preset import Recipe
-from cftools.schema import read
 from cftools.train.loop import Objective
 from cftools.train.people import Cohort, People, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
@@ -280,26 +279,17 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
 
 
 def _cycle_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
-    _way(recipe.data)
+    from cftools.train.cycle import Cycle
+
+    Cycle.of(recipe.data)
     return _diffusion_architecture(recipe, conditions)
 
 
 def _cycle_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.cycle import CycleObjective
-    from cftools.train.diffusion import DiffusionObjective
 
-    categories = tuple(len(VARIABLES[name].values) for name in job.conditions)
-    denoising = _diffusion_objective(job, architecture)
-    assert isinstance(denoising, DiffusionObjective)
-    return CycleObjective(denoising, _way(job.data), job.losses["cycle"], job.losses["counterfactual"], categories)
-
-
-def _way(data: Mapping[str, Any]) -> Any:
-    """The keys of a cycle: cycle_start and so on."""
-    from cftools.train.cycle import Cycle
-
-    given = {name.removeprefix("cycle_"): value for name, value in data.items() if name.startswith("cycle_")}
-    return read(Cycle, given, "data.cycle", PresetError)
+    told = [VARIABLES[name] for name in job.conditions]
+    return CycleObjective.of(_diffusion_objective(job, architecture), job.losses, job.data, told)
 
 
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
@@ -318,6 +308,8 @@ _LATENTS = {
     "prediction": "eps",
     "dropout": 0.1,
 }
+#: How a latent goes to another condition and back, as `cycle.Cycle` has it.
+_CYCLE = {"start": "noised", "noise": "same", "steps": 1, "gradient": "through", "terms": "own"}
 
 OBJECTIVES = {
     "twin": Kind(
@@ -361,27 +353,12 @@ OBJECTIVES = {
         _autoencoder_architecture,
         _autoencoder_objective,
     ),
-    "diffusion": Kind(
-        TOLD,
-        False,
-        {"twin": 0.0},
-        _LATENTS,
-        "people",
-        _diffusion_architecture,
-        _diffusion_objective,
-    ),
+    "diffusion": Kind(TOLD, False, {"twin": 0.0}, _LATENTS, "people", _diffusion_architecture, _diffusion_objective),
     "cycle": Kind(
         TOLD,
         False,
         {"twin": 0.0, "cycle": 1.0, "counterfactual": 0.0},
-        {
-            **_LATENTS,
-            "cycle_start": "noised",
-            "cycle_noise": "same",
-            "cycle_steps": 1,
-            "cycle_gradient": "through",
-            "cycle_terms": "own",
-        },
+        {**_LATENTS, **{f"cycle_{name}": value for name, value in _CYCLE.items()}},
         "people",
         _cycle_architecture,
         _cycle_objective,
