@@ -103,6 +103,8 @@ class CycleObjective:
         other = elsewhere(draw.context, self.categories)
         printed = self.way.terms == "printed"
         found = self.denoising.judged(network, draw, draw.told(other if printed else draw.context))
+        if not (self.cycle or self.counterfactual):
+            return found
         there = self.estimated(network, draw.noisy, draw.times, other)
         if self.way.gradient == "back":
             there = there.detach()
