@@ -1,12 +1,13 @@
-"""What the published sizes cost: parameters, operations and memory of every preset's full recipe, counted on shapes alone.
+"""What the published sizes cost: parameters, operations and memory of every full recipe, counted on shapes alone.
 
     python benchmarks/full_size.py                           # counts, in a minute, without the memory they speak of
     python benchmarks/full_size.py --forward                 # and a forward of each network, timed, on the CPU
     python benchmarks/full_size.py --train --device cuda     # and a training step, with and without checkpoints
 
-Operations are twice the multiplications and additions of convolutions and products, one item a step, as the recipes have
-it. activation_gb is the most that lives at once beside parameters, gradients and the optimiser, under bfloat16
-autocast, whose halved copies of the weights are among it: of a forward that keeps nothing for a backward, and of a training step of the preset's own objective.
+Operations are twice the multiply-adds of convolutions and products, one item a step, as the recipes have it.
+activation_gb is the most that lives at once beside parameters, their gradients and the optimiser, under bfloat16
+autocast, whose halved copies of the weights are among it: of a forward that keeps nothing for a backward, and of a
+training step of the recipe's own objective.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def counted(built: Built) -> Iterator[tuple[str, str, float]]:
 
 
 def timed(built: Built, device: str, train: bool) -> Iterator[tuple[str, str, float]]:
-    """Rows of (setting, metric, value) of a real forward and, if asked, of training steps; seconds are of the second."""
+    """Rows of (setting, metric, value) of a real forward and, if asked, of training steps."""
     network = built.objective.network().to(device)
     item = {name: torch.randn(shape, device=device) for name, shape in built.item.items()}
 

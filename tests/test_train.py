@@ -175,7 +175,7 @@ def test_what_the_autoencoders_recipe_leaves_can_be_used(small_space: Path) -> N
 
 
 def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_path: Path) -> None:
-    """From the command to samples: what it writes is all that sampling needs."""
+    """From the command to samples: what it writes is all that sampling needs, and what cdm is fine-tuned from."""
     from cftools.cli.train import main
     from cftools.condition import Condition
     from cftools.diffuse import DiffusionModel
@@ -186,10 +186,15 @@ def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_pat
     settings = ["training.steps=2", "network.channels=[8,8]", "network.attention=[false,true]", "network.heads=8"]
     settings += ["data.cohort=1", "data.ages=2", "data.latents=2", f'data.space="{small_space}"']
     words = [word for setting in settings for word in ("--set", setting)]
-    assert main(["--preset", "ldm", "--out", str(tmp_path), *words, "--workers", "0", "--device", "cpu"]) == 0
-    preset = load_preset("ldm")
+    words += ["--workers", "0", "--device", "cpu", "--cache", str(tmp_path / "cache")]
+    assert main(["--preset", "ldm", "--out", str(tmp_path / "ldm"), *words]) == 0
+    words += ["--init", str(tmp_path / "ldm" / "weights.safetensors")]
+    assert main(["--preset", "cdm", "--out", str(tmp_path / "cdm"), *words]) == 0
+    logged = json.loads((tmp_path / "cdm" / "log.jsonl").read_text())
+    assert {"loss", "denoising", "cycle"} <= logged.keys() and logged["cycle"] > 0
+    preset = load_preset("cdm")
     preset = replace(preset, weights={**preset.weights, "space": (str(small_space),)})
-    chosen = pipe_plan(preset, str(tmp_path / "weights.safetensors"), Condition(), task="synth", steps=2)
+    chosen = pipe_plan(preset, str(tmp_path / "cdm" / "weights.safetensors"), Condition(), task="synth", steps=2)
     model, _ = DiffusionModel.of(chosen.preset, chosen.weights, torch.device("cpu"))
     latent = model.synthesise([Target(Condition({"age": 60.0, "sex": "F"}))], 0, 0, "test")
     assert np.isfinite(model.decode(latent.edited[0])).all()
