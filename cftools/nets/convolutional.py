@@ -56,6 +56,6 @@ class ConvolutionalReader(nn.Module):
         return said
 
     def features(self, image: Tensor) -> Tensor:
-        """What the last layer reads of an image (B, 1, X, Y, Z), averaged over all places: (B, channels[-1]) float32."""
+        """What the last layer reads of an image (B, 1, X, Y, Z): means over all places, (B, channels[-1]) float32."""
         found: Tensor = self.body(image).float().mean((2, 3, 4))
         return found

@@ -314,12 +314,8 @@ OBJECTIVES = {
         ("age",),
     ),
     "reader": Kind(("age",), True, {}, _SUBJECTS, "", _reader_architecture, _reader_objective),
-    "age-regressor": Kind(
-        ("age",), True, {}, _BATCHES, "people", _convolutional_architecture, NumberObjective.of
-    ),
-    "sex-classifier": Kind(
-        ("sex",), True, {}, _BATCHES, "people", _convolutional_architecture, CategoryObjective.of
-    ),
+    "age-regressor": Kind(("age",), True, {}, _BATCHES, "people", _convolutional_architecture, NumberObjective.of),
+    "sex-classifier": Kind(("sex",), True, {}, _BATCHES, "people", _convolutional_architecture, CategoryObjective.of),
     "features": Kind(TOLD, False, {}, _BATCHES, "people", _features_architecture, FeaturesObjective.of),
     "segmenter": Kind(
         (),
