@@ -14,7 +14,7 @@ from cftools.nets.regressor import EDGE
 #: Standard deviations of the log of a power of the intensities, and of a smooth gain over the image.
 POWER, GAIN = 0.15, 0.08
 #: The most voxels by which a brain's edge is cut back: scans are stripped more or less tightly.
-CUT = 2
+CUT = 1
 #: The most there is of each kind of damage: blur, voxels (standard deviation); noise and a checkerboard, of 1, the
 #: bright tissue's intensity. Autoencoders blur, diffusion cut short leaves noise, transposed convolutions checkers.
 DAMAGES = {"blur": 1.5, "noise": 0.1, "checkers": 0.1}

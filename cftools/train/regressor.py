@@ -85,7 +85,7 @@ class NumberObjective(_Objective):
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         images, context = item["image"].flatten(0, 1), item["context"].flatten(0, 1)
-        seen, _ = damaged(cut_back(bent(images)))
+        seen, _ = _seen(cut_back(images))
         error = _mean_where_known(network(seen)[:, 0] - context[:, 0])
         return {"loss": error, "years": error * (AGES[1] - AGES[0]) / 2}
 
@@ -96,7 +96,7 @@ class CategoryObjective(_Objective):
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         images, context = item["image"].flatten(0, 1), item["context"].flatten(0, 1)
-        seen, _ = damaged(cut_back(bent(images)))
+        seen, _ = _seen(cut_back(images))
         entropy, accuracy = _category(network(seen), context[:, 0])
         return {"loss": entropy, "accuracy": accuracy}
 
@@ -112,8 +112,8 @@ class FeaturesObjective(_Objective):
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         images, context = item["image"].flatten(0, 1), item["context"].flatten(0, 1)
-        seen, damage = damaged(images)
-        said = network(bent(seen))
+        seen, damage = _seen(images)
+        said = network(seen)
         age, sex, found, where = said.split([1, 2, len(DAMAGES), said.shape[1] - 3 - len(DAMAGES)], dim=1)
         years = _mean_where_known(age[:, 0] - context[:, 0])
         entropy, accuracy = _category(sex, context[:, 1])
@@ -125,6 +125,12 @@ class FeaturesObjective(_Objective):
         }
         loss = years + 0.5 * entropy + losses["damage"] + LAYOUT_WEIGHT * losses["layout"]
         return {"loss": loss, **losses}
+
+
+def _seen(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images under other looks, and their damage, as `damaged`; not in half precision, which is damage too."""
+    with torch.autocast(images.device.type, enabled=False):
+        return damaged(bent(images))
 
 
 def _category(logits: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
