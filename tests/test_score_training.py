@@ -66,7 +66,7 @@ def test_age_and_sex_are_learned_whatever_the_look(tmp_path: Path) -> None:
     age = learned(NumberObjective(TINY, AGED, 0, {}), tmp_path / "age")
     assert age["years"] < 17  # 24 without looking
     sex = learned(CategoryObjective(replace(TINY, outputs=2), SEXED, 0, {}), tmp_path / "sex")
-    assert sex["accuracy"] > 0.9
+    assert sex["accuracy"] > 0.65  # half without looking
 
 
 def test_features_are_learned_from_brain_and_damage_alike(tmp_path: Path) -> None:
