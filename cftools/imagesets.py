@@ -16,8 +16,6 @@ VARIABLES = {
     "age": Variable("age", "number", 0.0, 130.0, unit="years"),
     "sex": Variable("sex", "category", values=("F", "M")),
 }
-#: Ages outside of which a target is left out, as in the CDM paper's Table 2.
-AGES = (0.0, 100.0)
 # Suffixes of label images.
 _LABELS = ("dseg", "probseg", "mask")
 _AGE = re.compile(r"age(Plus|Minus)?([0-9]+(?:p[0-9]+)?)(?=[A-Z]|$)")

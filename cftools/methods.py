@@ -201,6 +201,8 @@ class ScalarReader:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
         facts = checkpoint.facts
+        #: Name and the beginning of the sha256, for records.
+        self.weights = f"{checkpoint.name} ({checkpoint.sha256[:8]})"
         if facts.architecture not in READERS or len(facts.variables) != 1:
             raise WeightsError(f"{checkpoint.name}: read no variable off a scan: use those of preset age or sex")
         module, *classes = READERS[facts.architecture]

@@ -60,7 +60,7 @@ FLOORS = (
     {"cftools.train", "cftools.score"},
     {
         *("cftools.slices", "cftools.panels", "cftools.paragraph", "cftools.picture", "cftools.report"),
-        *("cftools.charts", "cftools.cohort", "cftools.imagesets"),
+        *("cftools.charts", "cftools.cohort", "cftools.imagesets", "cftools.setscores"),
     },
     {"cftools.planning"},
     {"cftools.editing", "cftools.piping"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cftools.condition import Condition
 from cftools.score.table import REFERENCE, Value
@@ -28,7 +28,7 @@ class Looked:
     setting: str
     told: Condition
     read: Condition
-    before: Condition = Condition()
+    before: Condition = field(default_factory=Condition)
 
     @property
     def is_target(self) -> bool:

@@ -1,4 +1,4 @@
-"""The rows that scores of sets come as, how they are averaged over people, and the one shape of a reproduction's JSON."""
+"""Scores of sets as rows, averaged over people, and the one shape that a reproduction's JSON has."""
 
 from __future__ import annotations
 
