@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cftools.cohort import IMAGE_ENDINGS, contrast_of, known_of
+from cftools.cohort import IMAGE_ENDINGS, contrast_of, known_of, told_beside
 from cftools.condition import Condition, Value, Variable
 from cftools.errors import InputError
 
@@ -75,7 +75,7 @@ def real(members: Sequence[Member]) -> list[Member]:
 
 
 def with_targets(members: Iterable[Member], sources: Iterable[Member]) -> list[Member]:
-    """Members told what their names say where no JSON says it: age79, or agePlus30 from their source's own age.
+    """Members told of their sources what nothing says of themselves: agePlus30 is from the source's own age.
 
     Args:
         sources: scans that were edited, by subject and session.
@@ -124,7 +124,10 @@ def _age(member: Member) -> float | None:
 def _member(path: Path) -> Member:
     subject = _entity(path, "sub") or path.name.split(".")[0]
     setting = _entity(path, "desc").removeprefix("desc-")
-    return Member(path, subject, _entity(path, "ses"), setting, known_of(path, VARIABLES))
+    told, beside = known_of(path, VARIABLES), told_beside(path)
+    # A table tells of who was edited, and only a JSON of the edit itself.
+    said = {name: value for name, value in _named(setting, told.get("age")).items() if name not in beside}
+    return Member(path, subject, _entity(path, "ses"), setting, told.do(**said))
 
 
 def _named(setting: str, age: Value) -> Mapping[str, Value]:
