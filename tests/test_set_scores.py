@@ -187,13 +187,10 @@ def test_diversity_is_the_mean_over_all_pairs(tmp_path: Path, capsys: pytest.Cap
     facts = json.loads(out)
     betas = tuple(beta / sum(MS_SSIM_BETAS[:2]) for beta in MS_SSIM_BETAS[:2])
     largest = float(max(image.max() for image in images))
+    tensors = [torch.from_numpy(image)[None, None] for image in images]
     pairs = [
-        float(
-            multiscale_structural_similarity_index_measure(
-                *(torch.from_numpy(images[k])[None, None] for k in pair), data_range=largest, betas=betas
-            )
-        )
-        for pair in combinations(range(3), 2)
+        float(multiscale_structural_similarity_index_measure(one, other, data_range=largest, betas=betas))
+        for one, other in combinations(tensors, 2)
     ]
     assert found(facts, "made", "overall", "ms_ssim")["ours"] == pytest.approx(np.mean(pairs), abs=1e-4)
     assert facts["sets"]["made"]["ms_ssim"] == {"data_range": pytest.approx(largest), "betas": pytest.approx(betas)}
