@@ -116,4 +116,6 @@ def _colours(count: int) -> list[str]:
 def _finish(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_fontsize(9)
     axes.legend(frameon=False, fontsize=8)

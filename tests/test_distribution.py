@@ -150,6 +150,14 @@ def test_the_mean_of_pairs_counts_no_image_with_itself() -> None:
     np.fill_diagonal(same, np.nan)
     assert astuple(mean_of_pairs(same, names(6, 2))) == pytest.approx((0.8, 0.8, 0.8))
     assert np.isnan(mean_of_pairs(table, ["a", "a", "b"]).low)
+    alike = np.full((40, 40), 0.6)  # two images each of 20 people, who are like themselves
+    for person in range(20):
+        alike[2 * person : 2 * person + 2, 2 * person : 2 * person + 2] = 0.9
+    np.fill_diagonal(alike, np.nan)
+    found = mean_of_pairs(alike, names(40, 2))
+    # 20 pairs of one person and 760 of two; the share hardly changes from one resample to the next.
+    assert found.ours == pytest.approx((20 * 0.9 + 760 * 0.6) / 780)
+    assert found.ours - 0.001 < found.low <= found.high < found.ours + 0.001
 
 
 def test_ssim_is_torchmetrics() -> None:

@@ -61,7 +61,8 @@ def all_pairs(
 def mean_of_pairs(similarity: np.ndarray, people: Sequence[str], seed: int = 0) -> Estimate:
     """Mean over all pairs of different images with its bootstrap interval over people.
 
-    An image that a resample holds twice makes no pair with itself: they would all be 1.
+    Someone whom a resample holds twice makes no pairs with herself, which would be more alike than those of two people;
+    pairs of her own images count once for each time.
 
     Args:
         similarity: (N, N), nan on the diagonal; people: whose each image is; one brings all of its images along.
@@ -76,8 +77,20 @@ def mean_of_pairs(similarity: np.ndarray, people: Sequence[str], seed: int = 0) 
     random = np.random.default_rng(seed)
     drawn = [np.bincount(random.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(_RESAMPLES)]
     weights = np.array(drawn, float)  # (resamples, people)
-    above, below = (np.einsum("rp,pq,rq->r", weights, table, weights) for table in (sums, counts))
+    above, below = (_drawn(table, weights) for table in (sums, counts))
     with np.errstate(invalid="ignore"):  # one person alone, with one image
         means = above / below
     low, high = np.nanpercentile(means, INTERVAL)
     return Estimate(mean, float(low), float(high))
+
+
+def _drawn(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums over the pairs of people in resamples, (resamples,).
+
+    Args:
+        table: sum over the pairs of images of each two people, (people, people).
+        weights: how often each is drawn, (resamples, people).
+    """
+    own = np.diag(table)
+    between: np.ndarray = np.einsum("rp,pq,rq->r", weights, table - np.diag(own), weights)
+    return between + weights @ own
