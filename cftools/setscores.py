@@ -13,7 +13,7 @@ from cftools.errors import InputError
 from cftools.imagesets import Member, pairs_of
 from cftools.score.adherence import METRICS, Looked, adherence
 from cftools.score.counterfactual import OVERALL
-from cftools.score.distribution import fid, kid
+from cftools.score.distribution import Estimate, fid, kid
 from cftools.score.diversity import all_pairs, mean_of_pairs
 from cftools.score.image import Pyramid, intensity_scale, mean_absolute, ms_ssim_weights, psnr, ssim
 from cftools.score.table import REFERENCE, Score, averaged
@@ -127,59 +127,75 @@ def compare(
         metrics: of SET_METRICS; those that need a reference are left out without one.
         is_reference: the set is the scans themselves.
     Raises:
-        InputError: too few images, several grids for MS-SSIM, no pairs.
+        InputError: too few images, several grids for MS-SSIM, no pairs, or nothing says what images should show.
     """
+    setting = REFERENCE if is_reference else OVERALL
     rows: list[Score] = []
     facts: dict[str, Any] = {}
-    people = len({one.member.subject for one in seen})
-    setting = REFERENCE if is_reference else OVERALL
-    if reference and set(DISTANCES) & set(metrics):
-        real, made = (_features(each) for each in (reference, seen))
-        owners = [[one.member.subject for one in each] for each in (reference, seen)]
-        if "fid" in metrics:
-            rows.append(Score.of(method, setting, "fid", fid(real, made, owners, seed), people))
-        if "kid" in metrics:
-            rows.append(Score.of(method, setting, "kid", kid(real, made, seed), people))
+    if reference:
+        rows += _distances(method, setting, seen, reference, metrics, seed)
     if "ms-ssim" in metrics:
-        found, settings = _similarity(seen, seed, report)
-        rows.append(Score(method, setting, "ms_ssim", found[0], found[1], found[2], n=people))
-        facts["ms_ssim"] = settings
+        found, facts["ms_ssim"] = _similarity(seen, seed, report)
+        rows.append(Score.of(method, setting, "ms_ssim", found, _people(seen)))
     if reference and (asked := [name for name in PAIRED if name in metrics]):
         rows += averaged(method, list(_paired(seen, reference, asked)), seed)
     looked = _looked(seen, reference)
-    if set(READ) & set(metrics):
+    if asked := [METRICS[name] for name in READ if name in metrics]:
         kept = [one for one in looked if one.is_target]
-        rows += averaged(method, [value for one in kept for value in adherence(one, setting)], seed)
         facts["targets_left_out"] = len(looked) - len(kept)
-        asked = [METRICS[name] for name in READ if name in metrics]
-        if missing := [name for name in asked if name not in {row.metric for row in rows}]:
+        found_rows = averaged(method, [value for one in kept for value in adherence(one, setting)], seed)
+        if missing := [name for name in asked if name not in {row.metric for row in found_rows}]:
             raise InputError(
                 f"{method}: {' and '.join(missing)} need what each image should show: a JSON beside it, "
                 "participants.tsv, or a name such as desc-age79"
             )
+        rows += found_rows
     return Compared(rows, looked, facts)
+
+
+def grid_problem(seen: Sequence[Seen]) -> str:
+    """Why MS-SSIM cannot compare the images of a set, or nothing."""
+    first = seen[0]
+    for one in seen[1:]:
+        if one.shape != first.shape or not np.allclose(one.affine, first.affine, atol=1e-3):
+            return (
+                f"{one.member.path}: is not on the grid of {first.member.path}, and MS-SSIM compares voxel with voxel: "
+                "bring all images onto one grid first (cf-prep)"
+            )
+    return ""
+
+
+def _people(seen: Sequence[Seen]) -> int:
+    return len({one.member.subject for one in seen})
+
+
+def _distances(
+    method: str, setting: str, seen: Sequence[Seen], reference: Sequence[Seen], metrics: Sequence[str], seed: int
+) -> Iterator[Score]:
+    """FID and KID, where asked."""
+    if not set(DISTANCES) & set(metrics):
+        return
+    real, made = (_features(each) for each in (reference, seen))
+    owners = [[one.member.subject for one in each] for each in (reference, seen)]
+    if "fid" in metrics:
+        yield Score.of(method, setting, "fid", fid(real, made, owners, seed), _people(seen))
+    if "kid" in metrics:
+        yield Score.of(method, setting, "kid", kid(real, made, seed), _people(seen))
 
 
 def _features(seen: Sequence[Seen]) -> np.ndarray:
     return np.stack([one.features for one in seen if one.features is not None])
 
 
-def _similarity(
-    seen: Sequence[Seen], seed: int, report: Callable[..., None] | None
-) -> tuple[tuple[float, float, float], dict[str, Any]]:
-    """MS-SSIM over all pairs with its interval, and what it was taken with."""
-    first = seen[0]
-    for one in seen[1:]:
-        if one.shape != first.shape or not np.allclose(one.affine, first.affine, atol=1e-3):
-            raise InputError(
-                f"{one.member.path}: is not on the grid of {first.member.path}, and MS-SSIM compares voxel with voxel: "
-                "bring all images onto one grid first (cf-prep)"
-            )
+def _similarity(seen: Sequence[Seen], seed: int, report: Callable[..., None] | None) -> tuple[Estimate, dict[str, Any]]:
+    """MS-SSIM over all pairs, and what it was taken with."""
+    if problem := grid_problem(seen):
+        raise InputError(problem)
     largest = max(one.largest for one in seen)
-    weights = ms_ssim_weights(first.shape)
+    weights = ms_ssim_weights(seen[0].shape)
     table = all_pairs(lambda index: Volume.load(seen[index].member.path).array, len(seen), largest, report=report)
     found = mean_of_pairs(table, [one.member.subject for one in seen], seed)
-    return (found.ours, found.low, found.high), {"data_range": largest, "betas": list(weights)}
+    return found, {"data_range": largest, "betas": list(weights)}
 
 
 def _paired(seen: Sequence[Seen], reference: Sequence[Seen], metrics: Sequence[str]) -> Iterator[Number]:

@@ -17,12 +17,15 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 
 from cftools import weights
 from cftools.cli.score import main
+from cftools.cli.score_sets import _compared
 from cftools.condition import Condition, Variable
-from cftools.imagesets import find_members, real, scored, spread_over_ages, with_targets
+from cftools.errors import InputError
+from cftools.imagesets import Member, find_members, real, scored, spread_over_ages, with_targets
 from cftools.nets.convolutional import ConvolutionalArchitecture, ConvolutionalReader
 from cftools.nets.regressor import Regressor, RegressorArchitecture
 from cftools.prepare import GRID_2MM, GRID_4MM, Grid
 from cftools.score.image import MS_SSIM_BETAS
+from cftools.setscores import Seen
 from cftools.volume import Volume
 
 AGE = Variable("age", "number", 5.0, 100.0, unit="years")
@@ -209,7 +212,25 @@ def test_scans_each_on_their_own_grid_do_not_stop_a_set(
     assert main([*words, "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert [row["method"] for row in json.loads(out)["rows"]] == ["made"]
-    assert "the real scans themselves are not scored" in err and "cf-prep" in err
+    assert "real: ms_ssim is left out" in err and "cf-prep" in err
+    for words in ([str(tmp_path / "real")], [str(tmp_path / "real"), "--metric", "ms-ssim"]):
+        assert main(words) == 3 and "is not on the grid of" in capsys.readouterr().err
+
+
+def test_what_was_not_insisted_on_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+
+    def seen(number: int) -> Seen:
+        name = f"sub-{number}"
+        member = Member(Path(f"{name}_T1w.nii.gz"), name, "", "", Condition())
+        return Seen(member, 1.0, (20 + number % 2, 20, 20), np.eye(4), random.normal(size=4))
+
+    sets = {name: [seen(number) for number in range(6)] for name in ("made", "real")}
+    compared = _compared(sets, "real", ("fid", "ms-ssim"), False, 0)
+    assert [[row.metric for row in one.rows] for one in compared.values()] == [["fid"], []]
+    assert capsys.readouterr().err.count("ms_ssim is left out") == 2
+    with pytest.raises(InputError, match="is not on the grid of"):
+        _compared(sets, "real", ("fid", "ms-ssim"), True, 0)
 
 
 def test_a_damaged_image_is_named_and_the_others_scored(

@@ -76,7 +76,7 @@ def score_sets(sets: Sequence[str], ref: str | None, asked: Asked, outputs: Outp
     kept = {name: [_as(seen[one.path], one) for one in each if one.path in seen] for name, each in members.items()}
     if any(not each for each in kept.values()):
         return code
-    compared = _compared(kept, names[-1] if ref else None, metrics, asked.seed)
+    compared = _compared(kept, names[-1] if ref else None, metrics, bool(asked.metrics) or not ref, asked.seed)
     rows = [row for one in compared.values() for row in one.rows]
     outputs.scores(rows)
     _say(compared, onlooker.features.name if onlooker.features else None)
@@ -106,22 +106,31 @@ def _as(seen: Seen, member: Member) -> Seen:
 
 
 def _compared(
-    seen: Mapping[str, Sequence[Seen]], ref: str | None, metrics: Sequence[str], seed: int
+    seen: Mapping[str, Sequence[Seen]], ref: str | None, metrics: Sequence[str], insisted: bool, seed: int
 ) -> dict[str, Compared]:
-    """The scores of every set, those of the real scans last."""
-    from cftools.setscores import DISTANCES, PAIRED, compare
+    """The scores of every set, those of the real scans last.
+
+    Args:
+        insisted: the metrics were named; else one that cannot be had is left out, as it always is of the real scans.
+    """
+    from cftools.setscores import compare, grid_problem
 
     found = {}
     reference = seen[ref] if ref else []
     with terminal.progress("comparing") as report:
         for name, images in seen.items():
-            if name != ref:
-                found[name] = compare(name, images, reference, metrics, seed, report=report)
-                continue
-            alone = [metric for metric in metrics if metric not in (*DISTANCES, *PAIRED)]
+            mine = [metric for metric in metrics if name != ref or metric in ("ms-ssim", "age", "sex")]
+            problem = grid_problem(images) if "ms-ssim" in mine and (name == ref or not insisted) else ""
+            if problem:
+                terminal.warning(f"{name}: ms_ssim is left out: {problem}")
+                mine.remove("ms-ssim")
             try:
-                found[name] = compare(name, images, (), alone, seed, is_reference=True, report=report)
-            except InputError as error:  # scans each on a grid of their own, or of nobody known
+                found[name] = compare(
+                    name, images, [] if name == ref else reference, mine, seed, is_reference=name == ref, report=report
+                )
+            except InputError as error:  # real scans of nobody known
+                if name != ref:
+                    raise
                 terminal.warning(f"the real scans themselves are not scored: {error}")
     return found
 
