@@ -338,3 +338,14 @@ def test_scans_are_spread_over_ages(cohort: Path) -> None:
     members = real(find_members(cohort / "real"))
     assert [one.told["age"] for one in spread_over_ages(members, 3)] == [20, 50, 80]
     assert len(spread_over_ages(members, 9)) == 5 and len(spread_over_ages(members, 1)) == 1
+
+
+def test_scans_beside_their_edits_are_no_part_of_the_set(tmp_path: Path) -> None:
+    for name in ("sub-1_T1w", "sub-1_desc-age79_T1w", "sub-1_desc-brain_mask", "sub-2_T1w"):
+        save(np.ones((4, 4, 4)), tmp_path / name[:5] / "anat" / f"{name}.nii.gz")
+    members = find_members(tmp_path)
+    assert [one.path.name for one in scored(members)] == ["sub-1_desc-age79_T1w.nii.gz"]
+    assert [one.path.name for one in real(members)] == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]
+    assert [one.subject for one in find_members(tmp_path, labels=["2"])] == ["sub-2"]
+    with pytest.raises(InputError, match="no T1w image in it of sub-3"):
+        find_members(tmp_path, labels=["3"])
