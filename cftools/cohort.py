@@ -289,10 +289,10 @@ def _person(path: Path, folder: Path | None, people: Mapping[str, Mapping[str, o
     if folder and subject and session:
         sessions = read_participants(folder / subject / f"{subject}_sessions.tsv", "session_id")
         person |= {name: text for name, text in sessions.get(session, {}).items() if text.strip() != "n/a"}
-    return {**person, **_sidecar(path)}
+    return {**person, **told_beside(path)}
 
 
-def _sidecar(path: Path) -> dict[str, object]:
+def told_beside(path: Path) -> dict[str, object]:
     """What a scan's own JSON says (dcm2niix names), or of an edited scan, what it was made."""
     facts = _json(path.with_name(_stem(path) + ".json"))
     names = {"PatientSex": "sex", "Sex": "sex", "PatientAge": "age", "Age": "age"}

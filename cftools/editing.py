@@ -237,6 +237,20 @@ class Editor:
                 spread = (words, volume.with_array(_deviation(others)))
             yield Edited(edit, source, target, prepared.similarity, prepared, provenance, found, spread, reconstruction)
 
+    def once_more(self, ready: Ready, array: np.ndarray, source: Condition, target: Condition) -> np.ndarray:
+        """An edit of what an earlier edit made of a scan, (I, J, K): nothing is registered anew.
+
+        Args:
+            array: the scan, or an edit of it.
+            source, target: what it shows, and what it is to show; as the weights know them, and nothing is read off it.
+        """
+        prepared = ready.prepared
+        if array is not prepared.volume.array:
+            prepared = replace(self.preparer.again(prepared, array), region=prepared.region)
+        method, _ = self._loaded()
+        (made,) = method.edits(self.plan.preset, prepared, source, [target], self.seed)
+        return made
+
     @property
     def preparer(self) -> Preparer:
         """What brings scans to the model's grid."""

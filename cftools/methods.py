@@ -5,9 +5,11 @@ Final classes, one per kind of model; presets differ only in the parts they name
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 
 from cftools import field
 from cftools.carry import carry_field, surface
-from cftools.condition import Condition
-from cftools.errors import ConditionError
+from cftools.condition import Condition, Value
+from cftools.errors import ConditionError, WeightsError
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.prepare import Prepared
 from cftools.preset import FlowSampling, Preset
@@ -183,20 +185,45 @@ def changed(image: Tensor, displacement: Tensor, residual: Tensor) -> Tensor:
     return ((1 + gain) * field.warp(torch.where(inside, image, beyond), displacement) + offset) * inside
 
 
+#: What reads a variable off a scan, by architecture: module, network and its architecture, imported when needed.
+READERS = {
+    "reader": ("cftools.nets.regressor", "Regressor", "RegressorArchitecture"),
+    "convolutional": ("cftools.nets.convolutional", "ConvolutionalReader", "ConvolutionalArchitecture"),
+}
+
+
 class ScalarReader:
-    """A network that reads one variable off a scan, such as the age nobody noted."""
+    """A network that reads one variable off a scan, such as the age nobody noted.
+
+    Raises:
+        WeightsError: the weights read nothing, or more than one variable.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> None:
-        from cftools.nets.regressor import Regressor, RegressorArchitecture
-
         facts = checkpoint.facts
+        #: Name and the beginning of the sha256, for records.
+        self.weights = f"{checkpoint.name} ({checkpoint.sha256[:8]})"
+        if facts.architecture not in READERS or len(facts.variables) != 1:
+            raise WeightsError(f"{checkpoint.name}: read no variable off a scan: use those of preset age or sex")
+        module, *classes = READERS[facts.architecture]
+        network, architecture = (getattr(importlib.import_module(module), name) for name in classes)
         (self.name, self.variable), *_ = facts.variables.items()
         self.device = torch.device(device)
-        self.network = checkpoint.network(Regressor, RegressorArchitecture).to(self.device)
+        self.network: Any = checkpoint.network(network, architecture).to(self.device)
         #: Mean absolute error on scans it was not trained on, in the variable's unit; nan if not recorded.
         self.error = float(facts.scores.get("mean_absolute_error", math.nan))
 
     def read(self, prepared: Prepared) -> float:
-        """The value, within the variable's range."""
-        image = torch.from_numpy(prepared.image)[None, None].to(self.device)
-        return self.variable.decode(float(self.network(image)[0]))
+        """The value of a number, within the variable's range."""
+        return self.variable.decode(float(self._said(prepared.image).flatten()[0]))
+
+    def value(self, image: np.ndarray) -> Value:
+        """The value in an image (X, Y, Z) on the weights' grid: a number in its range, or the likeliest category."""
+        said = self._said(image).flatten()
+        if self.variable.kind == "number":
+            return self.variable.decode(float(said[0]))
+        return self.variable.values[int(said.argmax())]
+
+    def _said(self, image: np.ndarray) -> Tensor:
+        said: Tensor = self.network(torch.from_numpy(image)[None, None].to(self.device))
+        return said

@@ -58,7 +58,10 @@ FLOORS = (
     {"cftools.phantom", "cftools.sampling"},
     {"cftools.methods", "cftools.diffuse", "cftools.volumes"},
     {"cftools.train", "cftools.score"},
-    {"cftools.slices", "cftools.panels", "cftools.paragraph", "cftools.picture", "cftools.report", "cftools.cohort"},
+    {
+        *("cftools.slices", "cftools.panels", "cftools.paragraph", "cftools.picture", "cftools.report"),
+        *("cftools.charts", "cftools.cohort", "cftools.imagesets", "cftools.setscores"),
+    },
     {"cftools.planning"},
     {"cftools.editing", "cftools.piping"},
     {"cftools.cli"},

@@ -2,52 +2,89 @@
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cftools.cli import options, terminal
+from cftools.cli import options
 from cftools.cli.app import Command
-from cftools.cli.batch import Batch, Record, Stages
-from cftools.cli.jobs import check_files, check_tables
-from cftools.cli.summary import summarised
+from cftools.cli.score_axioms import Tried, score_axioms
+from cftools.cli.score_outputs import Outputs
+from cftools.cli.score_sets import Asked, score_sets
+from cftools.cli.score_truth import SCORES, score_truth
 from cftools.errors import UsageError
 
-if TYPE_CHECKING:
-    from cftools.score.counterfactual import Counterfactual, Images, Measured, Row
-
-METRICS = ("truth-ratio", "psnr", "ms-ssim")
-#: What each metric tells of one image.
-SCORES = {
-    "truth-ratio": ("truth_ratio", "inside_error", "outside_error"),
-    "psnr": ("psnr_db",),
-    "ms-ssim": ("ms_ssim",),
-}
-COLUMNS = ("change", "metric", "score", "low", "high", "doing nothing", "subjects")
-# The same columns where programs read them.
-FIELDS = ("setting", "metric", "ours", "low", "high", "nothing", "n")
+#: Of sets; "age" and "sex" by networks that read them.
+SET_METRICS = ("fid", "kid", "ms-ssim", "psnr", "mae", "ssim", "age", "sex")
+#: Weights that read each variable.
+READERS = {"age": "score-age-2mm", "sex": "score-sex-2mm"}
 
 
 def score(
-    edited: Annotated[
-        str, typer.Argument(metavar="EDITED", help="Folder of edited images, named as cf-edit does; or one.")
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SET...",
+            help="Folders of images, BIDS or flat, each a set; with --truth the edits, a folder or one image; with "
+            "--axioms the scans to edit.",
+        ),
     ],
-    truth: Annotated[
-        str,
-        typer.Option(metavar="DIR", help="Cohort of cf-phantom --twin, with the true counterfactuals; or one image."),
-    ],
-    before: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The scan that was edited, when EDITED is one image.")
+    ref: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The real scans to compare with; without it a set stands alone.")
     ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Cohort of cf-phantom --twin, with the true counterfactuals; or one image."),
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The scan that was edited, when --truth is one image.")
+    ] = None,
+    axioms: Annotated[
+        bool, typer.Option("--axioms", help="Let --preset edit the scans there and back, and measure what comes back.")
+    ] = False,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="truth_ratio, psnr, ms-ssim; by default all.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of sets: fid, kid, ms-ssim, psnr, mae, ssim, age, sex; by default fid, kid and ms-ssim, without "
+            "--ref ms-ssim. With --truth: truth_ratio, psnr, ms-ssim, mae, ssim; by default the first three.",
+        ),
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Weights whose features fid and kid compare; medicalnet:FILE for a file of MedicalNet's.",
+        ),
+    ] = "features-2mm",
+    reader: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHTS",
+            help="Weights that read age or sex, instead of score-age-2mm and score-sex-2mm; age= asks for none.",
+        ),
+    ] = None,
+    contrast: Annotated[str, typer.Option(metavar="SUFFIX", help="Which images of a folder.")] = "T1w",
+    preset: Annotated[str, typer.Option(metavar="NAME|FILE", help="With --axioms: the method.")] = "twin",
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="With --axioms: weights instead of the preset's own.")
+    ] = None,
+    age: Annotated[
+        list[str] | None,
+        typer.Option(metavar="YEARS", help="With --axioms: the changes; by default -60,-30,-10,+10,+30,+60."),
+    ] = None,
+    cycles: Annotated[int, typer.Option(metavar="N", min=1, help="With --axioms: rounds of editing.")] = 10,
+    count: Annotated[
+        int | None, typer.Option("-n", metavar="N", min=1, help="With --axioms: scans at most, spread over ages.")
     ] = None,
     participant_label: options.ParticipantLabel = None,
     session_label: options.SessionLabel = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", rich_help_panel="Output", help="Draw what there is to draw.")
+    ] = None,
     summary: options.Summary = None,
     json: options.Json = None,
     tsv: Annotated[
@@ -56,181 +93,95 @@ def score(
     ] = None,
     force: options.Force = False,
     seed: options.Seed = 0,
+    device: options.Device = "auto",
     threads: options.Threads = None,
     strict: options.Strict = False,
 ) -> int:
-    """Measure edited images against the truth, which simulated twins know.
+    """Measure sets of images, edits against the truth, or a method against the axioms of counterfactuals.
 
-    truth_ratio: mean absolute error against the truth inside the brain, over that of doing nothing: 0 is
-    perfect, 1 no better than the scan as it was. Of means over subjects; also the mean and the worst of the
-    single images.
+    Sets. fid, kid: distances to the real scans in the features of a network, which is named in every output; kid is
+    unbiased where there are few images. ms_ssim: 3D, the mean over all pairs of a set; less is more diverse. psnr_db,
+    mae, ssim: against the scan of the same subject and session. age_mae, sex_accuracy: what networks read off each
+    image against what it was meant to show, by change; targets outside of 0 to 100 years are left out.
 
-    inside_error, outside_error: in the brain (nonzero in the scan or the truth), and outside of it, where
-    nothing truly changes; parts of the scan's brightness, the 99.5th percentile of its nonzero voxels.
+    --truth. truth_ratio: mean absolute error against the truth inside the brain, over that of doing nothing: 0 is
+    perfect, 1 no better than the scan as it was. inside_error, outside_error: in the brain (nonzero in the scan or
+    the truth), and outside of it, where nothing truly changes; parts of the scan's brightness, the 99.5th percentile
+    of its nonzero voxels. psnr_db: over the whole grid, its peak that brightness. ms_ssim: its data range is the
+    largest value of all images.
 
-    psnr_db: over the whole grid, its peak that brightness. ms_ssim: 3D; its data range is the largest value
-    of all images. low, high: 95 % bootstrap interval over subjects.
+    --axioms. composition: left after editing to the scan's own condition, once and N times. reversibility: after a
+    change and back. effectiveness: as age_mae, of the edits. minimality: how far an edit is from its own scan, over
+    how far from other people's.
+
+    low, high: 95 % interval, over people.
 
     Example:
+        cf-score --ref real/ fake/ --metric fid,ms-ssim,age --json scores.json
+        cf-score fake/ --metric ms-ssim
+        cf-score --ref bids/ ldm/ cdm/ --metric fid,kid --features medicalnet:resnet_10_23dataset.pth --plots plots/
         cf-score --truth twins/ edited/
-        cf-score --truth twins/ edited/ --metric truth_ratio --json scores.json
         cf-score --truth true.nii.gz --before scan.nii.gz edited.nii.gz
+        cf-score --axioms --preset twin --age -30,+30 -n 50 bids/
     """
-    metrics = _metrics(metric or [])
-    if tsv == "-":
-        raise UsageError("--tsv -: the table on stdout is tab-separated as it is, when piped")
-    if before is not None and Path(truth).is_dir():
-        raise UsageError(f"--before goes with one image, and --truth {truth} is a folder: leave it out")
-    if before is not None and (participant_label or session_label):
-        raise UsageError("--participant-label and --session-label go with folders")
-    if summary is not None:
-        check_files({summary: (".tsv",)}, [], force, [Path(one) for one in (json, tsv) if one and one != "-"])
-    if before is None and not Path(truth).is_dir():
-        what = "is one image: name the scan with --before" if Path(truth).exists() else "does not exist"
-        raise UsageError(f"--truth {truth}: {what}")
-    check_tables([json, tsv], [edited, truth, before], force)
-
-    from cftools.score.counterfactual import find_counterfactuals, single_counterfactual, summarise
-
-    missing: list[str] = []
-    if before is not None:
-        pairs = [single_counterfactual(Path(before), Path(truth), Path(edited))]
-    else:
-        subjects, sessions = options.labels(participant_label), options.labels(session_label)
-        pairs, missing = find_counterfactuals(Path(truth), Path(edited), subjects, sessions)
-    if missing:
-        _warn_of(missing, len(pairs) + len(missing))
-    columns = [name for metric in metrics for name in SCORES[metric]]
-    with summarised(summary, columns, pairs, [], force, False) as batch:
-        measured, similarity, code = _measure(pairs, metrics, batch, threads or 1)
-    if not measured:
-        return code
-    rows = summarise(measured, seed)
-    terminal.table(COLUMNS, [_cells(row) for row in rows])
-    if similarity:
-        terminal.say(f"MS-SSIM: data range {similarity['data_range']:g}, the largest value of all images")
-        for size, betas in similarity["betas"].items():
-            exponents = " ".join(f"{beta:.4f}" for beta in betas)
-            terminal.say(f"MS-SSIM: {len(betas)} scales for {size} voxels, exponents {exponents}")
-    done = {(one.subject, one.setting) for one in measured}
-    cohort = {
-        "n": len({one.subject for one in measured}),
-        "truths": len(pairs) + len(missing),
-        "scored": len(measured),
-        "missing": missing,
-        "failed": [str(pair) for pair in pairs if (pair.subject, pair.setting) not in done],
-    }
-    if json:
-        terminal.write_json(_facts(cohort, similarity, rows, measured, seed), json, force)
-    if tsv:
-        from cftools.volume import write_atomic
-
-        lines = [FIELDS, *(_cells(row, digits=9) for row in rows)]
-        write_atomic(
-            Path(tsv), "".join("\t".join(line) + "\n" for line in lines).encode(errors="surrogateescape"), force=force
+    if sum((truth is not None, ref is not None, axioms)) > 1:
+        raise UsageError("--truth, --ref and --axioms are three kinds of score: choose one")
+    if before is not None and truth is None:
+        raise UsageError("--before goes with --truth")
+    outputs = Outputs(json, tsv, summary, plots, force)
+    subjects, sessions = options.labels(participant_label), options.labels(session_label)
+    usable = threads or 1
+    if truth is not None:
+        if len(sets) != 1:
+            raise UsageError("--truth: name one folder of edits, or one image")
+        if plots is not None:
+            raise UsageError("--plots goes with sets and --axioms; edits beside the truth are drawn by cf-view")
+        metrics = _metrics(metric or [], tuple(SCORES))
+        return score_truth(sets[0], truth, before, metrics, subjects, sessions, outputs, seed, usable)
+    if sessions:
+        raise UsageError("--session-label goes with --truth")
+    readers, chosen = _readers(reader or []), partial(options.choose_device, device)
+    if axioms:
+        if metric:
+            raise UsageError("--metric goes with sets and --truth; --axioms measures all of its own")
+        ages = tuple(age or ())
+        tried = Tried(
+            preset,
+            weights,
+            ages,
+            readers,
+            cycles,
+            count,
+            contrast,
+            subjects,
+            seed,
+            usable,
+            lambda: options.choose_device(device),
         )
-    return code
+        return score_axioms(sets, tried, outputs)
+    metrics = _metrics(metric or [], SET_METRICS)
+    asked = Asked(metrics, features, readers, contrast, subjects, seed, usable, chosen)
+    return score_sets(sets, ref, asked, outputs)
 
 
-def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+def _metrics(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """The metrics asked for, in the order of the table."""
     asked = [name.strip().replace("_", "-") for text in names for name in text.split(",")]
     for name in asked:
-        if name not in METRICS:
-            raise UsageError(f"--metric {name}: choose from truth_ratio, psnr, ms-ssim")
-    return tuple(name for name in METRICS if name in asked) or METRICS
+        if name not in known:
+            raise UsageError(f"--metric {name}: choose from {', '.join(known).replace('truth-ratio', 'truth_ratio')}")
+    return tuple(name for name in known if name in asked)
 
 
-def _warn_of(missing: Sequence[str], total: int) -> None:
-    import warnings
-
-    from cftools.errors import CftoolsWarning
-
-    names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-    text = f"{len(missing)} of {total} true counterfactuals have no edited image: {names}"
-    warnings.warn(text, CftoolsWarning, stacklevel=2)
-
-
-def _measure(
-    pairs: Sequence[Counterfactual], metrics: tuple[str, ...], batch: Batch[Counterfactual], threads: int
-) -> tuple[list[Measured], dict[str, Any], int]:
-    """The scores, MS-SSIM's settings (empty without it) and the exit code; what fails is left out."""
-    from cftools.score.counterfactual import Counterfactual, largest_value, measure
-    from cftools.score.image import ms_ssim_weights
-
-    measured: list[Measured] = []
-    largest: dict[Counterfactual, float] = {}
-    betas: dict[str, tuple[float, ...]] = {}
-    data_range = 0.0
-
-    def survey(pair: Counterfactual, images: Images) -> Iterator[float]:
-        value, shape = largest_value(images)
-        betas["x".join(map(str, shape))] = ms_ssim_weights(shape)
-        largest[pair] = value
-        yield value
-
-    def score_one(pair: Counterfactual, images: Images) -> Iterator[Measured]:
-        yield measure(pair, metrics, data_range, images)
-
-    def keep(record: Record[Counterfactual], made: Measured) -> None:
-        measured.append(made)
-        record.quality |= {name: f"{value:.6g}" for name, value in made.scores.items() if math.isfinite(value)}
-
-    with terminal.progress("scoring") as report:
-        refused = 0
-        if "ms-ssim" in metrics:
-            # Its data range is known only once every image was seen, and a cohort need not fit into memory.
-            seen: Batch[Counterfactual] = Batch()
-            refused = seen.work_through(
-                pairs, Stages(Counterfactual.load, survey, lambda record, made: None), threads=threads
-            )
-            batch.take_failures(seen)
-            pairs = list(largest)
-            data_range = max(largest.values(), default=0.0)
-        scoring = Stages(Counterfactual.load, score_one, keep)
-        code = batch.work_through(pairs, scoring, threads=threads, report=report, total=len(pairs)) or refused
-    similarity = {"data_range": data_range, "betas": betas} if betas else {}
-    return measured, similarity, code
-
-
-def _facts(
-    cohort: dict[str, Any],
-    similarity: dict[str, Any],
-    rows: Sequence[Row],
-    measured: Sequence[Measured],
-    seed: int,
-) -> dict[str, Any]:
-    """What --json writes: the table's rows and each image's own scores; null where there is no number."""
-    from dataclasses import asdict
-
-    from cftools.provenance import command_line
-    from cftools.score.counterfactual import INTERVAL, RESAMPLES
-
-    def known(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-
-    images = [
-        {"subject": one.subject, "setting": one.setting} | {"scores": known(one.scores), "nothing": known(one.nothing)}
-        for one in measured
-    ]
-    return {
-        "command": command_line(["cf-score", *sys.argv[1:]]),
-        "cohort": cohort,
-        "bootstrap": {"resamples": RESAMPLES, "percentiles": INTERVAL, "seed": seed},
-        "ms_ssim": similarity or None,
-        "rows": [known(asdict(row)) for row in rows],
-        "images": images,
-    }
-
-
-def _cells(row: Row, digits: int = 4) -> list[str]:
-    """A row as text, n/a where there is no number."""
-    numbers = (row.ours, row.low, row.high, row.nothing)
-    texts = ["n/a" if math.isnan(number) else f"{number:.{digits}g}" for number in numbers]
-    return [row.setting, row.metric, *texts, str(row.n)]
+def _readers(texts: Sequence[str]) -> dict[str, str]:
+    """Weights by variable: the bundled ones with those that were named."""
+    readers = dict(READERS)
+    for text in texts:
+        name, equals, weights = text.partition("=")
+        if not equals or name not in READERS:
+            raise UsageError(f"--reader {text}: write age=WEIGHTS or sex=WEIGHTS")
+        readers[name] = weights
+    return {name: weights for name, weights in readers.items() if weights}
 
 
 main = Command("cf-score", score)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cftools.errors import InputError, UsageError
-from cftools.score.image import Pyramid, intensity_scale, ms_ssim, psnr
+from cftools.score.image import Pyramid, intensity_scale, mean_absolute, ms_ssim, psnr, ssim
 from cftools.volume import Volume
 
 OVERALL = "overall"
@@ -168,9 +168,9 @@ def measure(
 
     Args:
         pair: whose images they are.
-        metrics: of "truth-ratio", "psnr" (against the truth over the whole grid, peak = the scan's
-            `intensity_scale`) and "ms-ssim" (against the truth).
-        data_range: for MS-SSIM; the largest value in the whole set, from `largest_value`.
+        metrics: of "truth-ratio", and against the truth over the whole grid "psnr" (its peak the scan's
+            `intensity_scale`), "mae" (in parts of that), "ms-ssim" and "ssim".
+        data_range: for MS-SSIM and SSIM; the largest value in the whole set, from `largest_value`.
         images: of `pair.load()`, where they were read already.
     Raises:
         VolumeError: an image cannot be read, or is on another grid.
@@ -187,10 +187,16 @@ def measure(
         if "psnr" in metrics:
             peak = intensity_scale(before)
             scores["psnr_db"], nothing["psnr_db"] = psnr(edited, truth, peak), psnr(before, truth, peak)
-        if "ms-ssim" in metrics:
-            reference = Pyramid.of(truth)
-            scores["ms_ssim"] = ms_ssim(Pyramid.of(edited), reference, data_range)
-            nothing["ms_ssim"] = ms_ssim(Pyramid.of(before), reference, data_range)
+        if "mae" in metrics:
+            peak = intensity_scale(before)
+            scores["mae"], nothing["mae"] = (mean_absolute(each, truth) / peak for each in (edited, before))
+        if {"ms-ssim", "ssim"} & set(metrics):
+            reference, made, unchanged = (Pyramid.of(each) for each in (truth, edited, before))
+            for name, similarity in (("ms-ssim", ms_ssim), ("ssim", ssim)):
+                if name in metrics:
+                    key = name.replace("-", "_")
+                    scores[key] = similarity(made, reference, data_range)
+                    nothing[key] = similarity(unchanged, reference, data_range)
     except InputError as error:
         raise InputError(f"{pair.before}: {error}") from None
     return Measured(pair.subject, pair.setting, scores, nothing)
@@ -264,6 +270,11 @@ def bootstrap_ratio(
         numerator, denominator = totals[:, drawn].sum(axis=2)  # (resamples,) each
         low, high = np.percentile(numerator / denominator, INTERVAL)
     return ratio, float(low), float(high)
+
+
+def mean_absolute_inside(image: np.ndarray, other: np.ndarray, mask: np.ndarray, scan: np.ndarray) -> float:
+    """Mean absolute difference of two images inside a mask, in parts of a scan's brightness; all (X, Y, Z)."""
+    return _mean_absolute(image - other, mask) / intensity_scale(scan)
 
 
 def _mean_absolute(difference: np.ndarray, where: np.ndarray) -> float:

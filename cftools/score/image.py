@@ -1,4 +1,4 @@
-"""Measures of one image against another: mean absolute error, PSNR and 3D MS-SSIM.
+"""Measures of one image against another: mean absolute error, PSNR, SSIM and MS-SSIM in 3D.
 
 Images are (X, Y, Z) float32 on one grid, with the intensities of their files.
 """
@@ -127,6 +127,24 @@ def ms_ssim(first: Pyramid, second: Pyramid, data_range: float) -> float:
             similarity = similarity[inner]
         product *= max(float(similarity.mean(dtype=np.float64)), 0.0) ** weight
     return product
+
+
+def ssim(first: Pyramid, second: Pyramid, data_range: float) -> float:
+    """Structural similarity of two images on one grid at their finest scale, 1 for equal ones; Wang et al. 2004.
+
+    Equal to torchmetrics' structural_similarity_index_measure; formula and arguments as above.
+    """
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    one, two = first.means[0], second.means[0]
+    covariance = _blur(first.images[0] * second.images[0]) - one * two
+    similarity = (2 * covariance + c2) / (first.variances[0] + second.variances[0] + c2)
+    luminance = (2 * one * two + c1) / (one * one + two * two + c1)
+    return float((luminance * similarity).mean(dtype=np.float64))
+
+
+def mean_absolute(image: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute difference over all voxels, in the images' own intensities."""
+    return float(np.abs(image - reference).mean(dtype=np.float64))
 
 
 def _halve(image: np.ndarray) -> np.ndarray:

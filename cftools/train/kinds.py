@@ -16,6 +16,7 @@ from cftools.condition import Variable
 from cftools.errors import PresetError
 from cftools.heads import HEAD_GRID
 from cftools.heads import STRUCTURES as HEAD_STRUCTURES
+from cftools.nets.convolutional import ConvolutionalArchitecture
 from cftools.nets.regressor import RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import STRUCTURES
@@ -23,9 +24,11 @@ from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
 from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
 from cftools.preset import Recipe
+from cftools.train.looks import DAMAGES
 from cftools.train.loop import Objective
 from cftools.train.people import Cohort, People, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
+from cftools.train.regressor import CategoryObjective, FeaturesObjective, NumberObjective, places_of
 from cftools.train.store import Store
 from cftools.train.twin import AGED, AGES, TwinObjective, Twins
 
@@ -292,6 +295,19 @@ def _cycle_objective(job: Job, architecture: Any) -> Objective:
     return CycleObjective.of(_diffusion_objective(job, architecture), job.losses, job.data, told)
 
 
+def _convolutional_architecture(recipe: Recipe, conditions: Sequence[str]) -> ConvolutionalArchitecture:
+    """One output for a number, one for each value of a category."""
+    return _architecture(ConvolutionalArchitecture, recipe, outputs=max(1, len(VARIABLES[conditions[0]].values)))
+
+
+def _features_architecture(recipe: Recipe, conditions: Sequence[str]) -> ConvolutionalArchitecture:
+    """Outputs for all that the features are learned from."""
+    if set(conditions) != set(TOLD):
+        raise PresetError(f"features are learned from {' and '.join(TOLD)}: name both, or none")
+    outputs = 3 + len(DAMAGES) + places_of(grid_of(recipe).shape)
+    return _architecture(ConvolutionalArchitecture, recipe, outputs=outputs)
+
+
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
 _SUBJECTS = {"cohort": 0, "template": None}
 #: The same of images, and the grid that they are on.
@@ -310,6 +326,8 @@ _LATENTS = {
 }
 #: How a latent goes to another condition and back, as `cycle.Cycle` has it.
 _CYCLE = {"start": "noised", "noise": "same", "steps": 1, "gradient": "through", "terms": "own"}
+#: The same of images by subjects: ages made of each, subjects and ages of each in a step, steps until another joins.
+_BATCHES = {**_IMAGES, "contrasts": ("T1w",), "ages": 4, "subjects": 8, "together": 2, "every": 4}
 
 OBJECTIVES = {
     "twin": Kind(
@@ -324,6 +342,9 @@ OBJECTIVES = {
         ("age",),
     ),
     "reader": Kind(("age",), True, {}, _SUBJECTS, "", _reader_architecture, _reader_objective),
+    "age-regressor": Kind(("age",), True, {}, _BATCHES, "people", _convolutional_architecture, NumberObjective.of),
+    "sex-classifier": Kind(("sex",), True, {}, _BATCHES, "people", _convolutional_architecture, CategoryObjective.of),
+    "features": Kind(TOLD, False, {}, _BATCHES, "people", _features_architecture, FeaturesObjective.of),
     "segmenter": Kind(
         (),
         False,
