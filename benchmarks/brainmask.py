@@ -105,7 +105,8 @@ def simulated(finder: BrainFinder, count: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {contrast: [] for contrast in CONTRASTS}
     for index in range(count):
         subject = family.draw(4242, index)
-        aged, truth = subject.at(20.0 + 60 * index / count), whole(grown(subject.cranium)[0, 0].numpy() > 0.5)
+        aged = subject.at(20.0 + 60 * index / count)
+        truth = whole(grown(aged.brain()[None, None].float())[0, 0].numpy() > 0.5)
         for contrast, scores in found.items():
             image = subject.head.around(aged.image(contrast), subject.cranium, subject.scanned(contrast))
             # As large as people are, not as the average of MNI152 is.

@@ -70,7 +70,8 @@ def test_a_simulated_head_has_its_brain_inside_its_skull(family: Family) -> None
     head = coded_simulated(family, 0, 0)
     assert 1.2 < litres(head.brain) < 3.0
     assert (head.codes[head.brain] < FIRST_MATERIAL).mean() > 0.99
-    assert (head.codes[~head.brain] >= FIRST_MATERIAL).mean() > 0.99
+    skull = head.codes < FIRST_MATERIAL
+    assert 0.85 < head.brain.sum() / skull.sum() < 0.99, "without the fluid around it"
     assert len(np.unique(head.codes)) > 100  # partial volumes
     np.testing.assert_array_equal(coded_simulated(family, 0, 0).codes, head.codes)
 

@@ -44,7 +44,7 @@ class CodedHead:
     Attributes:
         codes: (X, Y, Z) uint8 at 2 mm; tissue and material codes in simulated heads, 255 times the normalised
             intensity in real ones.
-        brain: (X, Y, Z) bool, all within the skull.
+        brain: (X, Y, Z) bool, with the fluid between its folds and without that around it.
         middle: where `middle_of_head` puts the box, in voxels, (3,).
         real: whether it is a real one; simulated ones are as large as MNI152.
     """
@@ -96,6 +96,7 @@ def coded_simulated(family: Family, seed: int, number: int) -> CodedHead:
         position = (tissues * torch.tensor(TISSUE_CODES).view(1, 3, 1, 1, 1)).sum(1, keepdim=True) / amount
         position = position * (amount / subject.cranium.clamp(min=1e-3)).clamp(max=1)  # what is missing is fluid
         inside = grown(subject.cranium)[0, 0].numpy() > 0.5
+        brain = inside & (grown(field.sample(subject.anatomy.strip, points))[0, 0].numpy() > 0.5)
         codes = np.where(
             inside,
             grown(position)[0, 0].numpy().round().astype(np.uint8),
@@ -104,7 +105,7 @@ def coded_simulated(family: Family, seed: int, number: int) -> CodedHead:
     grid = with_margin(GRID_2MM)
     solid = (codes != FIRST_MATERIAL).astype(np.float32)
     middle = middle_of_head(solid, grid.affine)
-    return CodedHead(codes, whole(inside), (np.linalg.inv(grid.affine) @ [*middle, 1])[:3], False)
+    return CodedHead(codes, whole(brain), (np.linalg.inv(grid.affine) @ [*middle, 1])[:3], False)
 
 
 class Heads(Dataset[dict[str, Tensor]]):
