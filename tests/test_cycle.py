@@ -134,7 +134,8 @@ def test_what_the_settings_tell_the_network() -> None:
         asked[terms] = [torch.equal(context, own) for _, context in network.asked]
     assert asked == {"own": [True, False, True, False], "printed": [False, False, True, True]}
     inputs = {}
-    for settings in ({}, {"start": "clean"}, {"noise": "fresh"}):
+    ways: list[dict[str, Any]] = [{}, {"start": "clean"}, {"noise": "fresh"}]
+    for settings in ways:
         network = Linear(0.5, 0.5)
         torch.manual_seed(0)
         objective(**settings).losses(network, item)
@@ -250,7 +251,7 @@ def test_cdm_fine_tunes_what_ldm_trains() -> None:
     cdm, ldm = load_preset("cdm"), load_preset("ldm")
     assert cdm.sampling == ldm.sampling
     for size in ("bundled", "full"):
-        fine, first = cdm.recipe_for(size), ldm.recipe_for(size)  # type: ignore[arg-type]
+        fine, first = cdm.recipe_for(size), ldm.recipe_for(size)
         assert fine.network == first.network and fine.initial.startswith("age-ldm")
         assert {key: value for key, value in fine.data.items() if not key.startswith("cycle")} == dict(first.data)
 
