@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "twin-flow.md", DOCS / "latent-diffusion.md", DOCS / "volumes.md")
+PAGES = (DOCS / "twin-flow.md", DOCS / "latent-diffusion.md", DOCS / "volumes.md", DOCS / "cdm.md")
 
 
 def facts(name: str) -> Any:
@@ -285,7 +285,53 @@ def engine_laws() -> str:
     return rows(("law", "worst error"), *((law, f"{error:.0e}") for law, error in facts("engine")["laws"].items()))
 
 
+def cycle_line() -> str:
+    """How much a denoiser hears its condition, by the terms of CDM's loss."""
+    found: dict[str, dict[float, Any]] = {}
+    for row in facts("cycle-line")["rows"]:
+        found.setdefault(row["variant"], {})[row["time"]] = row
+    times = list(next(iter(found.values())))
+    lines: list[Sequence[str]] = [("variant", *(f"t = {time:g}" for time in times))]
+    lines += [(name, *(f"{by[time]['pull']:.2f}" for time in times)) for name, by in found.items()]
+    return rows(*lines)
+
+
+def cycle_ablation() -> str:
+    """Edits of twins, by the terms of CDM's loss; nothing while nobody measured it."""
+    if not (DOCS / "results" / "cycle-ablation.json").exists():
+        return "Not measured yet."
+    table = facts("cycle-ablation")
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in table["rows"]:
+        found.setdefault((row["setting"], row["table"].split()[-1]), {})[row["metric"]] = row
+    metrics = ("truth_ratio", "way_share", "age_share")
+    lines: list[Sequence[str]] = [("variant", "guidance", *metrics)]
+    lines += [(*key, *(interval(by[metric]) for metric in metrics)) for key, by in found.items()]
+    return f"{table['steps']} steps each, {table['cohort']['n']} twins.\n\n{rows(*lines)}"
+
+
+def full_size() -> str:
+    """What the published sizes cost, on every machine that they were measured on."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for path in sorted((DOCS / "results").glob("full-size*.json")):
+        for row in facts(path.stem)["rows"]:
+            found.setdefault((row["method"], row["setting"]), {})[row["metric"]] = row["ours"]
+    parameters = {method: by["parameters_m"] for (method, _), by in found.items() if "parameters_m" in by}
+    heads = ("tflop", "activation_gb", "seconds", "peak_gb")
+    lines: list[Sequence[str]] = [
+        ("preset", "parameters, M", "of what", "TFLOP", "activations, GB", "seconds", "peak, GB")
+    ]
+    for (method, setting), by in found.items():
+        cells = [f"{by[head]:.3g}" if head in by else "" for head in heads]
+        if any(cells):
+            lines.append((method, f"{parameters[method]:.3g}", setting, *cells))
+    return rows(*lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "cycle line": cycle_line,
+    "cycle ablation": cycle_ablation,
+    "full size": full_size,
     "truth": truth,
     "elsewhere": elsewhere,
     "steps": steps,

@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cftools.diffusion.denoiser import Inputs, NetworkDenoiser, bind
+from cftools.diffusion.moves import Move
 from cftools.diffusion.path import make_path
+from cftools.diffusion.solver import SOLVERS
 from cftools.errors import PresetError
 from cftools.facts import SpaceFacts
 from cftools.nets.unet import UNetArchitecture
@@ -132,9 +135,11 @@ def test_what_the_settings_tell_the_network() -> None:
         network = Linear(0.5, 0.5)
         objective(counterfactual=1.0, terms=terms).losses(network, item)
         asked[terms] = [torch.equal(context, own) for _, context in network.asked]
+        assert torch.equal(network.asked[3][0], network.asked[2][0]), "the second term denoises the counterfactual"
     assert asked == {"own": [True, False, True, False], "printed": [False, False, True, True]}
     inputs = {}
-    for settings in ({}, {"start": "clean"}, {"noise": "fresh"}):
+    ways: list[dict[str, Any]] = [{}, {"start": "clean"}, {"noise": "fresh"}]
+    for settings in ways:
         network = Linear(0.5, 0.5)
         torch.manual_seed(0)
         objective(**settings).losses(network, item)
@@ -144,9 +149,18 @@ def test_what_the_settings_tell_the_network() -> None:
     there = 0.5 * plain[1] + 0.5 * network.asked[1][1][:, :1, None, None, None]
     assert torch.allclose(clean[2], there, atol=1e-4), "eq. 1: the way back starts from the counterfactual itself"
     assert not torch.allclose(plain[2], there, atol=0.1) and not torch.allclose(plain[2], fresh[2], atol=0.1)
-    network = Linear(0.5, 0.5)
-    objective(steps=3).losses(network, item)
-    assert len(network.asked) == 1 + 3 + 3
+
+
+def test_several_steps_are_those_of_ddim() -> None:
+    made, network, time = objective(steps=3), Gaussian(SPREAD), 0.6
+    draw = fixed(made, time, 0)
+    there = made.estimated(network, draw.noisy, draw.times, draw.context)
+    x, denoiser = draw.noisy, NetworkDenoiser(network, PATH, "v")
+    for t, s in ((0.6, 0.4), (0.4, 0.2), (0.2, 0.0)):
+        move = Move(t, s, "solve", 0)
+        x = SOLVERS["ddim"].step(bind(denoiser, Inputs(context=draw.context)), PATH, x, move, None).mean
+    assert len(network.asked) == 6
+    assert torch.allclose(there, x, atol=0.01), "up to the next of a thousand training times"
 
 
 def test_the_same_noise_is_that_of_the_way_there() -> None:
@@ -250,7 +264,7 @@ def test_cdm_fine_tunes_what_ldm_trains() -> None:
     cdm, ldm = load_preset("cdm"), load_preset("ldm")
     assert cdm.sampling == ldm.sampling
     for size in ("bundled", "full"):
-        fine, first = cdm.recipe_for(size), ldm.recipe_for(size)  # type: ignore[arg-type]
+        fine, first = cdm.recipe_for(size), ldm.recipe_for(size)
         assert fine.network == first.network and fine.initial.startswith("age-ldm")
         assert {key: value for key, value in fine.data.items() if not key.startswith("cycle")} == dict(first.data)
 
