@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_distribution import published
 from torch import nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -177,6 +178,17 @@ def test_distances_name_their_features(
     assert [line[:3] for line in lines[1:]] == [[row["method"], row["setting"], row["metric"]] for row in facts["rows"]]
     shown = [line.split("\t") for line in out.splitlines()]
     assert [line[:3] for line in shown[1:]] == [line[:3] for line in lines[1:]]
+
+
+def test_distances_in_a_published_network(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published(tmp_path / "resnet_10.pth")
+    for number, path in enumerate(sorted((cohort / "real").rglob("*.nii.gz"))[:2]):
+        save(Volume.load(path).array[::-1] * (1 + number), tmp_path / "made" / path.name)
+    words = ["--ref", str(cohort / "real"), "--participant-label", "01,02", str(tmp_path / "made"), "--metric", "fid"]
+    facts = facts_of(*words, "--features", f"medicalnet:{tmp_path / 'resnet_10.pth'}", capsys=capsys)
+    assert facts["features"] == "medicalnet:resnet_10.pth"
+    row = found(facts, "made", "overall", "fid")
+    assert row["ours"] > 0 and row["n"] == 2
 
 
 def test_diversity_is_the_mean_over_all_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
