@@ -3,7 +3,7 @@
 # (twin_ablation.py).
 #
 #     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [engine]
-#         [autoencoder] [inversion] [latent] [volumes] [diagnosis] [heads]
+#         [autoencoder] [inversion] [latent] [volumes] [diagnosis] [heads] [readers] [pairs]
 #
 # Without arguments all but volumes, which measures weights that are not bundled: TISSUES=FILE. The cohorts are made in
 # a folder that is removed; commands are recorded as run in it.
@@ -29,7 +29,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent diagnosis heads}; do
+for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent diagnosis heads readers pairs}; do
     case $what in
     truth)
         truth normative
@@ -56,6 +56,18 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
     age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
+    readers) # of age and sex, on people that no weights saw and on real scans
+        mkdir "$work/readers"
+        cd "$work/readers"
+        cf-phantom normative -n 40 --seed 4242
+        cf-phantom altered -n 40 --seed 4242 --law altered
+        for set in normative altered "$CFTOOLS_DATA/oasis"; do
+            cf-score "$set" --metric age,sex --json "$results/readers-$(basename "$set").json" --force
+        done
+        cf-score "$CFTOOLS_DATA/ixi" --participant-label $unseen --metric age,sex --json "$results/readers-ixi.json" --force
+        cd "$root"
+        ;;
+    pairs) python "$root/benchmarks/ms_ssim_pairs.py" --json "$results/ms-ssim-pairs.json" ;;
     heads)
         python "$root/benchmarks/brainmask.py" "$CFTOOLS_DATA" --runs "$root/runs/brainmask" --json "$results/brainmask.json"
         python "$root/benchmarks/raw_heads.py" "$CFTOOLS_DATA" --json "$results/raw-heads.json"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_distribution import published
 from torch import nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -23,8 +24,12 @@ from cftools.errors import InputError
 from cftools.imagesets import Member, find_members, real, scored, spread_over_ages, with_targets
 from cftools.nets.convolutional import ConvolutionalArchitecture, ConvolutionalReader
 from cftools.nets.regressor import Regressor, RegressorArchitecture
+from cftools.phantom.anatomy import template_anatomy
+from cftools.phantom.law import load_law
+from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM, GRID_4MM, Grid
 from cftools.score.image import MS_SSIM_BETAS
+from cftools.score.looking import Shown
 from cftools.setscores import Seen
 from cftools.volume import Volume
 
@@ -48,10 +53,8 @@ def looks_like(age: float, seed: int = 0) -> np.ndarray:
 def save(array: np.ndarray, path: Path, grid: Grid = GRID_2MM, **told: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Volume.from_array(array, np.array(grid.affine)).save(path)
-    if told:
-        (path.parent / f"{path.name.removesuffix('.nii.gz')}.json").write_text(
-            json.dumps({"cftools": {"condition": {"target": told}}})
-        )
+    facts = {"SpatialReference": "MNI152NLin2009aSym", "cftools": {"condition": {"target": told}}}
+    (path.parent / f"{path.name.removesuffix('.nii.gz')}.json").write_text(json.dumps(facts))
 
 
 def keep(
@@ -159,7 +162,7 @@ def test_distances_name_their_features(
     near, far = tmp_path / "near", tmp_path / "far"
     near.mkdir()
     for number, path in enumerate(sorted((cohort / "real").rglob("*.nii.gz"))):
-        (near / path.name).write_bytes(path.read_bytes())
+        save(Volume.load(path).array, near / path.name)
         save(Volume.load(path).array * np.random.default_rng(number).uniform(0, 1, GRID_2MM.shape), far / path.name)
     table = tmp_path / "scores.tsv"
     words = ["--ref", str(cohort / "real"), str(near), str(far), "--features", networks["features"]]
@@ -177,6 +180,17 @@ def test_distances_name_their_features(
     assert [line[:3] for line in lines[1:]] == [[row["method"], row["setting"], row["metric"]] for row in facts["rows"]]
     shown = [line.split("\t") for line in out.splitlines()]
     assert [line[:3] for line in shown[1:]] == [line[:3] for line in lines[1:]]
+
+
+def test_distances_in_a_published_network(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published(tmp_path / "resnet_10.pth")
+    for number, path in enumerate(sorted((cohort / "real").rglob("*.nii.gz"))[:2]):
+        save(Volume.load(path).array[::-1] * (1 + number), tmp_path / "made" / path.name)
+    words = ["--ref", str(cohort / "real"), "--participant-label", "01,02", str(tmp_path / "made"), "--metric", "fid"]
+    facts = facts_of(*words, "--features", f"medicalnet:{tmp_path / 'resnet_10.pth'}", capsys=capsys)
+    assert facts["features"] == "medicalnet:resnet_10.pth"
+    row = found(facts, "made", "overall", "fid")
+    assert row["ours"] > 0 and row["n"] == 2
 
 
 def test_diversity_is_the_mean_over_all_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +346,21 @@ def test_edits_are_told_by_sidecar_else_by_name(tmp_path: Path) -> None:
     (tmp_path / "participants.tsv").rename(tmp_path / "kept.tsv")
     assert [one.told["age"] for one in find_members(edits)] == [79, None, None, 69, None]
     assert told["age79"]["age"] == 79 and told["agePlus30"]["age"] == 69 and told["diagnosisAD"]["age"] == 40
+
+
+def test_only_what_is_registered_is_taken_as_it_is(networks: dict[str, str], tmp_path: Path) -> None:
+    """A head of its own size may lie on the same voxels."""
+    shown = Shown(GRID_2MM, lambda: "cpu")
+    with torch.inference_mode():
+        subject = Family([template_anatomy()], load_law("normative")).draw(0, 1, "M")
+        image = 700 * (aged := subject.at(60.0)).image()[0, 0].numpy() * aged.strip()[0, 0].numpy()
+    save(image, tmp_path / "registered.nii.gz")
+    save(image, tmp_path / "native.nii.gz")
+    (tmp_path / "native.json").write_text("{}")
+    registered, native = (shown(Volume.load(tmp_path / f"{name}.nii.gz")) for name in ("registered", "native"))
+    assert registered.max() == pytest.approx(native.max(), rel=0.1) and registered.min() == native.min() == 0
+    assert np.array_equal(registered > 0, image > 0)
+    assert abs((native > 0).sum() / (registered > 0).sum() - 1) > 0.05
 
 
 def test_scans_are_spread_over_ages(cohort: Path) -> None:

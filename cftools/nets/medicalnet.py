@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import ResNet
@@ -15,13 +17,15 @@ from cftools.errors import WeightsError
 #: Published files come from DataParallel, and with the segmentation head that they were trained with.
 PREFIX, HEAD = "module.", "conv_seg."
 WIDTHS = [64, 128, 256, 512]
+#: Levels that look further in the place of halving the sides, as MONAI's do.
+DILATIONS = {"layer3": 2, "layer4": 4}
 
 
 def load_medicalnet(path: str | Path) -> nn.Module:
     """The network of a published file, such as resnet_10_23dataset.pth or resnet_50.pth, to be applied.
 
-    Depth and kind of blocks are read off the tensors' names. Its last two levels halve the sides where MedicalNet's own
-    code dilates: as MONAI has it, at an eighth of the work and with the same tensors.
+    Depth and kind of blocks are read off the tensors' names; strides and dilations, of which tensors tell nothing, are
+    those of the authors' code.
 
     Args:
         path: a pickle of tensors, opened as weights only; nothing else in it is run.
@@ -45,14 +49,29 @@ def load_medicalnet(path: str | Path) -> nn.Module:
         n_input_channels=1,
         shortcut_type="B" if "layer2.0.downsample.0.weight" in tensors else "A",
         bias_downsample="layer2.0.downsample.0.bias" in tensors,
+        conv1_t_stride=2,
         feed_forward=False,
     )
+    for level, dilation in DILATIONS.items():
+        _dilate(getattr(network, level), dilation)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
         raise WeightsError(f"{path}: its tensors are not those of MedicalNet's ResNet ({reason})") from None
     return network.eval().requires_grad_(False)
+
+
+def _dilate(level: Any, dilation: int) -> None:
+    """Make a level keep its sides, and its convolutions of 3 voxels reach further."""
+    for block in level.children():
+        if isinstance(block.downsample, partial):  # without tensors
+            block.downsample = partial(block.downsample.func, **{**block.downsample.keywords, "stride": 1})
+    for layer in level.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.stride = (1, 1, 1)
+            if layer.kernel_size == (3, 3, 3):
+                layer.dilation = layer.padding = (dilation,) * 3
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

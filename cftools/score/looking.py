@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cftools.errors import UsageError, WeightsError
 from cftools.heads import Preparer
 from cftools.methods import ScalarReader
 from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid, intensity_scale
+from cftools.provenance import sidecar_path
 from cftools.score.image import intensity_scale as scale_of
 from cftools.volume import Volume
 from cftools.weights import Facts, installed, load
@@ -20,6 +22,8 @@ from cftools.weights import Facts, installed, load
 #: Bundled weights of the features, and of what reads each variable.
 FEATURES = "features-2mm"
 READERS = {"age": "score-age-2mm", "sex": "score-sex-2mm"}
+#: The space of the networks' grids, as BIDS names it.
+SPACE = "MNI152NLin2009aSym"
 #: Before the name of a file of MedicalNet's.
 MEDICALNET = "medicalnet:"
 _GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
@@ -28,8 +32,9 @@ _GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
 class Shown:
     """Images as networks on one grid take them.
 
-    What lies on that grid already, as cf-synth and cf-prep write it, is taken as it is; any other scan is brought there
-    as cf-edit does it: its brain is found and registered.
+    What lies on that grid, and says in its JSON that it is in SPACE, as what cf-synth and cf-prep write, is taken as it
+    is. Any other scan is brought there as cf-edit does it, its brain found and registered: a head of its own size may
+    lie on the same voxels.
     """
 
     def __init__(self, grid: Grid, device: Callable[[], torch.device | str]) -> None:
@@ -43,7 +48,7 @@ class Shown:
             VolumeError, RegistrationError: as `Preparer`. InputError: it is empty.
         """
         same = volume.array.shape == self.grid.shape and np.allclose(volume.affine, self.grid.affine, atol=1e-3)
-        if not same:
+        if not (same and _is_registered(volume)):
             return self._preparer(volume).image
         image = np.maximum(volume.array, 0).astype(np.float32)
         scale_of(image)  # refuses what holds nothing
@@ -111,6 +116,15 @@ def read(reader: ScalarReader, image: np.ndarray) -> Value:
     with torch.inference_mode():
         value = reader.value(image)
     return round(value, 2) if isinstance(value, float) else value
+
+
+def _is_registered(volume: Volume) -> bool:
+    """Whether the JSON beside an image says that it is in the networks' space."""
+    try:
+        facts = json.loads(sidecar_path(volume.path).read_text(encoding="utf-8")) if volume.path else {}
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and facts.get("SpatialReference") == SPACE
 
 
 def _standardised(image: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,8 @@ def averaged(method: str, values: Sequence[Value], seed: int = 0) -> list[Score]
         group = [one for one in values if setting in (one.setting, OVERALL)]
         for metric in dict.fromkeys(one.metric for one in group):
             some = [one for one in group if one.metric == metric and not math.isnan(one.ours)]
-            if some:
+            together = setting == OVERALL != settings[0]
+            if len({one.setting for one in some}) > together:
                 rows.append(_mean(method, setting, metric, some, seed))
     return rows
 

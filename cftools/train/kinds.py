@@ -16,19 +16,24 @@ from cftools.condition import Variable
 from cftools.errors import PresetError
 from cftools.heads import HEAD_GRID
 from cftools.heads import STRUCTURES as HEAD_STRUCTURES
-from cftools.nets.convolutional import ConvolutionalArchitecture
 from cftools.nets.regressor import RegressorArchitecture
 from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
-from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
+from cftools.prepare import GRID_1MM, GRID_2MM, Grid
 from cftools.preset import Recipe
-from cftools.train.looks import DAMAGES
+from cftools.train.building import GRIDS, architecture_of
 from cftools.train.loop import Objective
 from cftools.train.people import Cohort, People, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
-from cftools.train.regressor import CategoryObjective, FeaturesObjective, NumberObjective, places_of
+from cftools.train.regressor import (
+    CategoryObjective,
+    FeaturesObjective,
+    NumberObjective,
+    features_architecture,
+    reader_architecture,
+)
 from cftools.train.store import Store
 from cftools.train.twin import AGED, AGES, TwinObjective, Twins
 
@@ -38,8 +43,6 @@ VARIABLES = {
     "diagnosis": Variable("diagnosis", "category", values=HEALTH["diagnosis"]),
 }
 CHANGEABLE = ("age", "diagnosis")
-#: What a recipe may name as its grid.
-GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
 #: Told to every network that is told anything.
 TOLD = tuple(AGED)
 #: The ages at which a diagnosis is learned: below, there is none to learn.
@@ -140,7 +143,7 @@ def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchite
     """Age and sex are told to the network also where they do not change."""
     order = list(variables_of(conditions))
     changes = tuple(order.index(name) for name in conditions)
-    return _architecture(TwinArchitecture, recipe, variables=len(order), changes=changes)
+    return architecture_of(TwinArchitecture, recipe, variables=len(order), changes=changes)
 
 
 def _twin_objective(job: Job, architecture: TwinArchitecture) -> Objective:
@@ -164,7 +167,7 @@ def _twin_objective(job: Job, architecture: TwinArchitecture) -> Objective:
 
 
 def _reader_architecture(recipe: Recipe, conditions: Sequence[str]) -> RegressorArchitecture:
-    return _architecture(RegressorArchitecture, recipe)
+    return architecture_of(RegressorArchitecture, recipe)
 
 
 def _reader_objective(job: Job, architecture: RegressorArchitecture) -> Objective:
@@ -175,7 +178,7 @@ def _reader_objective(job: Job, architecture: RegressorArchitecture) -> Objectiv
 def _segmenter_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     from cftools.nets.segmenter import SegmenterArchitecture  # MONAI takes seconds to import
 
-    return _architecture(SegmenterArchitecture, recipe, structures=STRUCTURES)
+    return architecture_of(SegmenterArchitecture, recipe, structures=STRUCTURES)
 
 
 def _segmenter_objective(job: Job, architecture: Any) -> Objective:
@@ -188,7 +191,7 @@ def _segmenter_objective(job: Job, architecture: Any) -> Objective:
 def _brainmask_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     from cftools.nets.segmenter import SegmenterArchitecture  # MONAI takes seconds to import
 
-    return _architecture(SegmenterArchitecture, recipe, structures=HEAD_STRUCTURES)
+    return architecture_of(SegmenterArchitecture, recipe, structures=HEAD_STRUCTURES)
 
 
 def _brainmask_objective(job: Job, architecture: Any) -> Objective:
@@ -202,7 +205,7 @@ def _brainmask_objective(job: Job, architecture: Any) -> Objective:
 def _autoencoder_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     from cftools.nets.autoencoder import AutoencoderArchitecture  # MONAI takes seconds to import
 
-    return _architecture(AutoencoderArchitecture, recipe)
+    return architecture_of(AutoencoderArchitecture, recipe)
 
 
 def _autoencoder_objective(job: Job, architecture: Any) -> Objective:
@@ -239,7 +242,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     table = {**OBJECTIVES[recipe.objective].data, **recipe.data}
     if table["latents"] % table["together"] or table["together"] > table["ages"]:
         raise PresetError("data.latents must be a multiple of data.together, which is at most data.ages")
-    return _architecture(
+    return architecture_of(
         UNetArchitecture,
         recipe,
         inputs=space.channels,
@@ -295,19 +298,6 @@ def _cycle_objective(job: Job, architecture: Any) -> Objective:
     return CycleObjective.of(_diffusion_objective(job, architecture), job.losses, job.data, told)
 
 
-def _convolutional_architecture(recipe: Recipe, conditions: Sequence[str]) -> ConvolutionalArchitecture:
-    """One output for a number, one for each value of a category."""
-    return _architecture(ConvolutionalArchitecture, recipe, outputs=max(1, len(VARIABLES[conditions[0]].values)))
-
-
-def _features_architecture(recipe: Recipe, conditions: Sequence[str]) -> ConvolutionalArchitecture:
-    """Outputs for all that the features are learned from."""
-    if set(conditions) != set(TOLD):
-        raise PresetError(f"features are learned from {' and '.join(TOLD)}: name both, or none")
-    outputs = 3 + len(DAMAGES) + places_of(grid_of(recipe).shape)
-    return _architecture(ConvolutionalArchitecture, recipe, outputs=outputs)
-
-
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
 _SUBJECTS = {"cohort": 0, "template": None}
 #: The same of images, and the grid that they are on.
@@ -342,9 +332,9 @@ OBJECTIVES = {
         ("age",),
     ),
     "reader": Kind(("age",), True, {}, _SUBJECTS, "", _reader_architecture, _reader_objective),
-    "age-regressor": Kind(("age",), True, {}, _BATCHES, "people", _convolutional_architecture, NumberObjective.of),
-    "sex-classifier": Kind(("sex",), True, {}, _BATCHES, "people", _convolutional_architecture, CategoryObjective.of),
-    "features": Kind(TOLD, False, {}, _BATCHES, "people", _features_architecture, FeaturesObjective.of),
+    "age-regressor": Kind(("age",), True, {}, _BATCHES, "people", reader_architecture, NumberObjective.of),
+    "sex-classifier": Kind(("sex",), True, {}, _BATCHES, "people", reader_architecture, CategoryObjective.of),
+    "features": Kind(TOLD, False, {}, _BATCHES, "people", features_architecture, FeaturesObjective.of),
     "segmenter": Kind(
         (),
         False,
@@ -385,15 +375,6 @@ OBJECTIVES = {
         _cycle_objective,
     ),
 }
-
-
-def _architecture(kind: type, recipe: Recipe, **given: Any) -> Any:
-    arguments = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in recipe.network.arguments.items()}
-    try:
-        return kind(**arguments, **given)
-    except (TypeError, ValueError) as error:
-        reason = str(error).split("__init__() ")[-1]
-        raise PresetError(f"network {recipe.network.architecture}: {reason}") from None
 
 
 def grid_of(recipe: Recipe) -> Grid:

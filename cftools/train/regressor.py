@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,10 +13,13 @@ from torch.utils.data import Dataset
 
 from cftools.errors import PresetError
 from cftools.nets.convolutional import ConvolutionalArchitecture, ConvolutionalReader
+from cftools.prepare import GRID_2MM
+from cftools.preset import Recipe
+from cftools.train.building import GRIDS, architecture_of
 from cftools.train.looks import DAMAGES, bent, cut_back, damaged
 from cftools.train.loop import Product
 from cftools.train.people import Batches
-from cftools.train.twin import AGES
+from cftools.train.twin import AGED, AGES
 
 if TYPE_CHECKING:
     from cftools.train.kinds import Job
@@ -37,6 +41,23 @@ def layout(images: Tensor) -> Tensor:
     mean = functional.avg_pool3d(images, PLACE)
     square = functional.avg_pool3d(images * images, PLACE)
     return torch.cat([mean, (square - mean * mean).clamp_min(1e-6).sqrt()], dim=1).flatten(1)
+
+
+def reader_architecture(recipe: Recipe, conditions: Sequence[str]) -> ConvolutionalArchitecture:
+    """One output for a number, one for each value of a category."""
+    values = AGED[conditions[0]].values
+    found: ConvolutionalArchitecture = architecture_of(ConvolutionalArchitecture, recipe, outputs=max(1, len(values)))
+    return found
+
+
+def features_architecture(recipe: Recipe, conditions: Sequence[str]) -> ConvolutionalArchitecture:
+    """Outputs for all that the features are learned from."""
+    if set(conditions) != set(AGED):
+        raise PresetError(f"features are learned from {' and '.join(AGED)}: name both, or none")
+    grid = GRIDS[recipe.data.get("grid", GRID_2MM.name)]
+    outputs = 3 + len(DAMAGES) + places_of(grid.shape)
+    found: ConvolutionalArchitecture = architecture_of(ConvolutionalArchitecture, recipe, outputs=outputs)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,28 @@
+"""From a recipe to the network that it describes, and the grids that it may name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cftools.errors import PresetError
+from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM
+from cftools.preset import Recipe
+
+#: What a recipe may name as its grid.
+GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
+
+
+def architecture_of(kind: type, recipe: Recipe, **given: Any) -> Any:
+    """The architecture that a recipe describes, with what is not its to say.
+
+    Args:
+        kind: the dataclass; given: the other arguments.
+    Raises:
+        PresetError: the recipe's arguments are not of that network.
+    """
+    arguments = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in recipe.network.arguments.items()}
+    try:
+        return kind(**arguments, **given)
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("__init__() ")[-1]
+        raise PresetError(f"network {recipe.network.architecture}: {reason}") from None
