@@ -36,7 +36,7 @@ FOLDS = 3
 TURNS = 3  # every so many heads are also judged as other scanners would have stored them
 MS = "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)"
 IXI = "35 IXI scans with their heads (brain-development.org, CC BY-SA 3.0)"
-TUNING = ("training.steps=200", "training.learning_rate=1.5e-3", "data.cohort=3", "data.real=0.9")
+TUNING = ("training.steps=1600", "training.learning_rate=1.5e-3", "data.cohort=12", "data.real=0.8")
 
 
 def trained(out: Path, *words: str) -> Path:
