@@ -20,7 +20,8 @@ from cftools.phantom.twins import Family
 from cftools.prepare import Grid
 from cftools.preset import Recipe
 from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, variables_of
-from cftools.train.loop import Progress, Schedule, train
+from cftools.train.loop import Preview, Progress, Schedule, train
+from cftools.train.processes import place_of
 
 
 def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -34,8 +35,8 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
     kind = OBJECTIVES.get(recipe.objective)
     if kind is None:
         raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
-    if recipe.training.epochs or recipe.training.batch != 1:
-        raise PresetError("training: the objective fixes what a step holds; give steps, and neither epochs nor batch")
+    if recipe.training.epochs:
+        raise PresetError("training: simulated data have no end; give steps, not epochs")
     for name in conditions:
         if name not in kind.conditions:
             able = ", ".join(kind.conditions) or "none"
@@ -94,6 +95,8 @@ def run(
     progress: Progress | None = None,
     workers: int = 1,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    preview: Preview | None = None,
+    preview_every: int = 0,
 ) -> Path:
     """Train a recipe and write `out/weights.safetensors`, or go on with a run that was stopped.
 
@@ -105,9 +108,9 @@ def run(
             `brainmask.real_head` keeps them.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
-        workers, dtype: as in `Schedule`.
+        workers, dtype, preview_every: as in `Schedule`; preview: as for `train`.
     Raises:
-        PresetError: the recipe asks for something there is not. UsageError: as `train`.
+        PresetError: the recipe asks for something there is not. UsageError, Stopped: as `train`.
     """
     architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
     names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
@@ -133,8 +136,15 @@ def run(
         ema=training.ema,
         dtype=dtype,
         workers=workers,
+        batch=training.batch,
+        checkpointing=training.checkpointing,
+        preview_every=preview_every,
     )
-    trained, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
+    tensors = initial.tensors if initial else None
+    trained, seconds = train(objective, schedule, out, progress, device, tensors, preview)
+    path = out / "weights.safetensors"
+    if not place_of().first:
+        return path
     product = objective.product(trained)
     facts = weights.Facts(
         architecture=recipe.network.architecture,
@@ -149,7 +159,6 @@ def run(
         space=product.space,
         diffusion=product.diffusion,
     )
-    path = out / "weights.safetensors"
     weights.save(path, product.network.state_dict(), facts, force=True)
     return path
 
