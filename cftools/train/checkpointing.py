@@ -22,8 +22,8 @@ def checkpointed(network: nn.Module) -> nn.Module:
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
     """What `checkpointed` wraps."""
-    for child in network.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            yield from (block for block in child if any(True for _ in block.parameters()))
-        else:
+    if isinstance(network, nn.ModuleList | nn.Sequential):
+        yield from (block for block in network if any(True for _ in block.parameters()))
+    else:
+        for child in network.children():
             yield from blocks(child)

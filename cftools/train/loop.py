@@ -23,7 +23,7 @@ from cftools.train.checkpointing import checkpointed
 from cftools.train.meter import Meter
 from cftools.train.processes import Place, Processes, processes_on
 from cftools.train.state import Log, State
-from cftools.train.stopping import ignore_stop_requests, stop_requests
+from cftools.train.stopping import signals_held_back, stop_requests
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,8 @@ def _items(
         worker_init_fn=_settle,
         pin_memory=pinned,
     )
-    return zip(numbers, loader, strict=True)
+    with signals_held_back():
+        return zip(numbers, iter(loader), strict=True)
 
 
 #: glibc's mallopt: the size from which a block is mapped on its own and given back when it is freed.
@@ -302,12 +303,11 @@ _M_MMAP_THRESHOLD, _MAPPED_FROM = -3, 400_000
 
 
 def _settle(_worker: int) -> None:
-    """One thread a process, ended by its parent alone, and memory that does not grow between the images a cohort keeps.
+    """One thread a process, and memory that does not grow between the images that a cohort keeps.
 
     Left alone, glibc raises that size to the largest block freed so far; what is kept then lies scattered between
     what was freed, and a cohort takes several times its size.
     """
-    ignore_stop_requests()
     torch.set_num_threads(1)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

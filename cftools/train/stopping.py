@@ -40,7 +40,14 @@ def stop_requests() -> Iterator[Request]:
             signal.signal(number, handler)
 
 
-def ignore_stop_requests() -> None:
-    """For processes that work for one that heard them: a cluster signals all of a job."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Let these signals wait; processes that are forked meanwhile never get them.
+
+    A cluster signals all processes of a job, and those that make data are still needed for the step at hand.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
