@@ -1,4 +1,4 @@
-"""What a training will need, told before it begins: parameters, and memory by one step on the processor."""
+"""What a training will need, told before it begins: parameters, memory, operations."""
 
 from __future__ import annotations
 
@@ -42,28 +42,23 @@ class Estimate:
 
 
 def estimate(objective: Objective, schedule: Schedule, item: dict[str, Tensor] | None = None) -> Estimate:
-    """Look at one item's losses without computing them: the tensors have shapes and no values.
+    """Look at one item's losses without computing them where that can be: the tensors have shapes and no values.
 
     Args:
         item: of the objective's dataset; the first by default.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch._subclasses import fake_tensor
 
     item = objective.dataset()[0] if item is None else item
     network = objective.network()
-    parameters = _count(network)
-    kept = _count(getattr(network, "kept", network))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        if schedule.checkpointing:
-            network = checkpointed(network)
-        pretended = _pretended(network, mode)
-        flops, held = FlopCounterMode(display=False), _Held(pretended)
-        half = torch.autocast("cpu", torch.bfloat16, enabled=schedule.dtype == "bfloat16")
-        with flops:
-            with half, torch.autograd.graph.saved_tensors_hooks(held, lambda tensor: tensor):
-                loss = objective.losses(pretended, {k: mode.from_tensor(v) for k, v in item.items()})["loss"]
-            loss.backward()
+    parameters, kept = _count(network), _count(getattr(network, "kept", network))
+    try:
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            pretended = {name: mode.from_tensor(value) for name, value in item.items()}
+            held, operations = _looked_at(objective, schedule, _pretended(network, mode), pretended)
+    except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException):
+        # What these losses do depends on the values: take the step.
+        held, operations = _looked_at(objective, schedule, objective.network(), item)
     return Estimate(
         steps=schedule.steps,
         batch=schedule.batch,
@@ -71,9 +66,25 @@ def estimate(objective: Objective, schedule: Schedule, item: dict[str, Tensor] |
         kept=kept,
         item={name: tuple(value.shape) for name, value in item.items()},
         weights_mib=round(parameters * BYTES_A_PARAMETER / 2**20, 1),
-        activations_mib=round(held.bytes / 2**20, 1),
-        teraflop=round(flops.get_total_flops() / 1e12, 4),
+        activations_mib=round(held / 2**20, 1),
+        teraflop=round(operations / 1e12, 4),
     )
+
+
+def _looked_at(
+    objective: Objective, schedule: Schedule, network: nn.Module, item: dict[str, Tensor]
+) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and operations of both."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = checkpointed(network) if schedule.checkpointing else network
+    held, counted = _Held(network), FlopCounterMode(display=False)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=schedule.dtype == "bfloat16")
+    with torch.random.fork_rng(devices=[]), counted:
+        with half, torch.autograd.graph.saved_tensors_hooks(held, lambda tensor: tensor):
+            loss = objective.losses(network, item)["loss"]
+        loss.backward()
+    return held.bytes, counted.get_total_flops()
 
 
 def _count(network: nn.Module) -> int:

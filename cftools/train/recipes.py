@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from cftools.phantom.twins import Family
 from cftools.prepare import Grid
 from cftools.preset import Recipe
 from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, variables_of
-from cftools.train.loop import Preview, Progress, Schedule, train
+from cftools.train.loop import Objective, Preview, Progress, Schedule, train
 from cftools.train.processes import place_of
 
 
@@ -79,6 +79,62 @@ def contrasts_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(recipe.data.get("contrasts", ("T1w",)))
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A training before its first step.
+
+    Attributes:
+        architecture: of its network; initial: weights that it starts from.
+    """
+
+    objective: Objective
+    schedule: Schedule
+    architecture: Any
+    initial: weights.Checkpoint | None
+
+
+def planned(
+    recipe: Recipe,
+    conditions: Sequence[str],
+    anatomies: list[Anatomy],
+    real: Sequence[torch.Tensor],
+    law: AgeingLaw,
+    seed: int,
+    workers: int = 1,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    preview_every: int = 0,
+) -> Planned:
+    """What `run` trains; arguments and errors as there."""
+    architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
+    names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
+    initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
+    record = {
+        "initial": initial.sha256 if initial else "",
+        "anatomies": names,
+        "real": [_digest(image) for image in real],
+        "law": _law_digest(law),
+        "conditions": list(conditions),
+        **recipe.data,
+    }
+    share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
+    family = Family(anatomies, law, varied=True, first=share)
+    losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
+    job = Job(recipe, tuple(name for name in VARIABLES if name in conditions), family, seed, losses, data, real, record)
+    training = recipe.training
+    schedule = Schedule(
+        steps=training.steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        ema=training.ema,
+        dtype=dtype,
+        workers=workers,
+        batch=training.batch,
+        checkpointing=training.checkpointing,
+        preview_every=preview_every,
+    )
+    return Planned(kind.objective(job, architecture), schedule, architecture, initial)
+
+
 def run(
     recipe: Recipe,
     conditions: Sequence[str],
@@ -112,48 +168,22 @@ def run(
     Raises:
         PresetError: the recipe asks for something there is not. UsageError, Stopped: as `train`.
     """
-    architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
-    names = [f"{anatomy.name} {_digest(anatomy.tissues)}" for anatomy in anatomies]
-    initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
-    record = {
-        "initial": initial.sha256 if initial else "",
-        "anatomies": names,
-        "real": [_digest(image) for image in real],
-        "law": _law_digest(law),
-        "conditions": list(conditions),
-        **recipe.data,
-    }
-    share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
-    family = Family(anatomies, law, varied=True, first=share)
-    losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
-    job = Job(recipe, tuple(name for name in VARIABLES if name in conditions), family, seed, losses, data, real, record)
-    objective = kind.objective(job, architecture)
-    training = recipe.training
-    schedule = Schedule(
-        steps=training.steps,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        ema=training.ema,
-        dtype=dtype,
-        workers=workers,
-        batch=training.batch,
-        checkpointing=training.checkpointing,
-        preview_every=preview_every,
-    )
+    plan = planned(recipe, conditions, anatomies, real, law, seed, workers, dtype, preview_every)
+    kind, initial = OBJECTIVES[recipe.objective], plan.initial
     tensors = initial.tensors if initial else None
-    trained, seconds = train(objective, schedule, out, progress, device, tensors, preview)
+    trained, seconds = train(plan.objective, plan.schedule, out, progress, device, tensors, preview)
     path = out / "weights.safetensors"
     if not place_of().first:
         return path
-    product = objective.product(trained)
+    product = plan.objective.product(trained)
     facts = weights.Facts(
         architecture=recipe.network.architecture,
-        architecture_arguments=asdict(architecture),
+        architecture_arguments=asdict(plan.architecture),
         variables={k: v for k, v in variables_of(conditions).items() if k in (*kind.context, *conditions)},
         grid=grid_facts(kind.grid),
         contrasts=contrasts_of(recipe),
         intensity=kind.intensity,
-        training=weights.TrainingFacts(command, source, seed, schedule.steps, round(seconds, 1), date),
+        training=weights.TrainingFacts(command, source, seed, plan.schedule.steps, round(seconds, 1), date),
         licence=licence,
         skull_stripped=kind.real != "heads",
         space=product.space,
