@@ -133,7 +133,12 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(tmp_path: Path) -> Non
     for one in (nn.ModuleList([network()])[0], checkpointed(network())):
         torch.manual_seed(1)
         held: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t.numel()) or t, lambda t: t):
+
+        def note(tensor: Tensor, held: list[int] = held) -> Tensor:
+            held.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = one(x).square().sum()
         kept.append(sum(held))
         gradients.append(torch.autograd.grad(loss, list(one.parameters())))

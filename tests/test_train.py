@@ -288,32 +288,41 @@ def test_tensorboard_that_is_missing_is_said_once(tmp_path: Path, monkeypatch: p
 
 
 def test_all_that_is_wrong_with_a_cohort_is_said_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One scan has no age, one cannot be read, one person has no scan and one has two."""
-    from cftools.cli.phantom import main as phantom
-    from cftools.cli.train import main
+    import nibabel
 
-    bids = tmp_path / "bids"
-    assert phantom([str(bids), "-n", "3", "--seed", "5", "--ages", "30,60", "--threads", "1"]) == 0
-    first, second, third = sorted(bids.glob("sub-*/anat/*_T1w.nii.gz"))
-    for sidecar in bids.glob("sub-*/anat/*.json"):
-        sidecar.unlink()
-    table = bids / "participants.tsv"
-    lines = [line.split("\t") for line in table.read_text().splitlines()]
-    lines[1][lines[0].index("age")] = "n/a"
-    lines.append(["sub-absent", *["n/a"] * (len(lines[0]) - 1)])
-    table.write_text("".join("\t".join(line) + "\n" for line in lines))
-    second.write_bytes(b"no image")
-    (third.parent / third.name.replace("_T1w", "_run-2_T1w")).write_bytes(third.read_bytes())
-    capsys.readouterr()
-    words = ["--preset", "twin", "--data", str(bids), "--source", "simulated", "--out", str(tmp_path / "run")]
+    from cftools.cli.train import main
+    from cftools.phantom import anatomy
+
+    for name in ("sub-01_T1w", "sub-02_T1w", "sub-03_run-1_T1w", "sub-03_run-2_T1w"):
+        path = tmp_path / "bids" / name[:6] / "anat" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.Nifti1Image(np.random.default_rng(0).random((24, 24, 24), np.float32), np.eye(4)).to_filename(path)
+    (tmp_path / "bids/sub-02/anat/sub-02_T1w.nii.gz").write_bytes(b"no image")
+    ages = "sub-01\tn/a\nsub-02\t40\nsub-03\t50\nsub-04\t60\n"
+    (tmp_path / "bids/participants.tsv").write_text(f"participant_id\tage\n{ages}")
+    monkeypatch.setattr(anatomy, "scan_anatomy", lambda *given: anatomy.template_anatomy(given[-1]))
+    words = [
+        "--preset",
+        "ae",
+        "--data",
+        str(tmp_path / "bids"),
+        "--source",
+        "simulated",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    monkeypatch.setattr("cftools.cli.bases.real_images", lambda *given, **more: [])
     assert main([*words, "--strict", "--dry-run", "--threads", "1"]) == 3
     said = capsys.readouterr().err
-    for text in (f"{first.name}: its age", second.name, "sub-absent", "2 T1w scans", "error: --strict: 4"):
+    for text in ("sub-01_T1w.nii.gz: its age", "sub-02_T1w.nii.gz", "sub-04", "2 T1w scans", "error: --strict: 4"):
         assert text in said, f"{text} is missing in: {said}"
-    assert main([*words, "--dry-run", "--json", str(tmp_path / "facts.json"), "--threads", "1"]) == 0
+    small = [word for setting in SMALL_SPACE for word in ("--set", setting)]
+    assert main([*words, *small, "--dry-run", "--json", str(tmp_path / "facts.json"), "--threads", "1"]) == 0
     assert len(json.loads((tmp_path / "facts.json").read_text())["anatomies"]) == 3
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stopped_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

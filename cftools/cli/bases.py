@@ -42,7 +42,7 @@ def gathered_complaints(strict: bool) -> Iterator[None]:
             else:
                 show(message, category, *where, **more)
 
-        warnings.showwarning = keep  # type: ignore[assignment]
+        warnings.showwarning = keep
         try:
             yield
         finally:
@@ -156,7 +156,7 @@ def _chosen(folder: Path, contrast: str, labels: list[str] | None, ages: str | N
     for subject, times in Counter(scan.subject for scan in found).items():
         if times > 1:
             warnings.warn(
-                f"{folder}: sub-{subject} has {times} {contrast} scans; each is taken, as if of a person of its own",
+                f"{folder}: {subject} has {times} {contrast} scans; each is taken, as if of a person of its own",
                 CftoolsWarning,
                 stacklevel=2,
             )

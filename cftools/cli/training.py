@@ -14,6 +14,7 @@ from cftools.errors import CftoolsWarning
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
 
     from cftools.train.recipes import Planned
 
@@ -58,11 +59,13 @@ class Watch:
     """
 
     def __init__(self, out: Path, tensorboard: bool) -> None:
-        self._out, self._asked, self._writer = out, tensorboard, None
+        self._out, self._asked = out, tensorboard
+        self._writer: SummaryWriter | None = None
 
     def losses(self, step: int, losses: dict[str, float]) -> None:
-        for name, value in losses.items() if self._events(step) else ():
-            self._writer.add_scalar(name, value, step)  # type: ignore[attr-defined]
+        if events := self._events(step):
+            for name, value in losses.items():
+                events.add_scalar(name, value, step)
 
     def images(self, step: int, images: Tensor) -> None:
         """A contact sheet of volumes, (rows, columns, X, Y, Z) in 0..1.5."""
@@ -74,8 +77,8 @@ class Watch:
         path = self._out / "previews" / f"step-{step:06d}.png"
         make_folder(path.parent)
         Image.fromarray(sheet).save(path)
-        if self._events(step):
-            self._writer.add_image("preview", sheet[None], step)  # type: ignore[attr-defined]
+        if events := self._events(step):
+            events.add_image("preview", sheet[None], step)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -100,7 +103,7 @@ class Watch:
 
 
 def contact_sheet(volumes: np.ndarray) -> np.ndarray:
-    """Three middle slices of each volume side by side, uint8; a row for each row of volumes (rows, columns, X, Y, Z)."""
+    """Three middle slices of each volume side by side, uint8; a row for each of volumes (rows, columns, X, Y, Z)."""
     import numpy as np
 
     side = max(volumes.shape[2:])

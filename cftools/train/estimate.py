@@ -54,7 +54,7 @@ def estimate(objective: Objective, schedule: Schedule, item: dict[str, Tensor] |
     parameters, kept = _count(network), _count(getattr(network, "kept", network))
     try:
         with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            pretended = {name: mode.from_tensor(value) for name, value in item.items()}
+            pretended: dict[str, Tensor] = {name: mode.from_tensor(value) for name, value in item.items()}
             held, operations = _looked_at(objective, schedule, _pretended(network, mode), pretended)
     except (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException):
         # What these losses do depends on the values: take the step.

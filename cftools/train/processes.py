@@ -38,7 +38,8 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place:
         return Place(rank, world, world // local, "torchrun")
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         names = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"
-        return Place(*(int(environment[name]) for name in names), launcher="srun")
+        rank, world, nodes = (int(environment[name]) for name in names)
+        return Place(rank, world, nodes, "srun")
     return Place()
 
 
