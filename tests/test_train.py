@@ -247,7 +247,7 @@ def test_dry_run_counts_what_training_would_take(tmp_path: Path, capsys: pytest.
         facts.append(json.loads(capsys.readouterr().out))
     assert not (tmp_path / "run").exists()
     assert facts[0]["steps"] == 2 and facts[0]["batch"] == 3
-    assert facts[0]["anatomies"] == ["MNI152"] and facts[0]["item"] == {"image": [2, 1, 16, 16, 16]}
+    assert facts[0]["anatomies"] == ["MNI152"] and facts[0]["item"] == {"image": [1, 1, 16, 16, 16]}
     assert facts[0]["weights_mib"] == pytest.approx(facts[0]["parameters"] * 20 / 2**20, abs=0.1)
     assert 0 < facts[0]["kept"] < facts[0]["parameters"] and facts[0]["teraflop"] > 0
     assert 0 < facts[1]["activations_mib"] < 0.8 * facts[0]["activations_mib"]
@@ -265,7 +265,7 @@ def test_pictures_and_events_are_written(tmp_path: Path, capsys: pytest.CaptureF
     assert main(_words(tmp_path, "--preview-every", "1", "--tensorboard")) == 0
     assert [path.name for path in sorted((tmp_path / "previews").iterdir())] == ["step-000001.png", "step-000002.png"]
     sheet = np.asarray(Image.open(tmp_path / "previews/step-000002.png"))
-    assert sheet.shape == (2 * 16, 2 * 3 * 16), "two patches, each before and after, in three planes"
+    assert sheet.shape == (16, 2 * 3 * 16), "a patch before and after, in three planes"
     assert sheet.max() > 0
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     [line] = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
