@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -147,5 +148,6 @@ def _lightning() -> tuple[Any, Any, Any]:
             fabric, strategies, environments = (import_module(name) for name in names)
         except ModuleNotFoundError:
             continue
+        logging.getLogger(package).setLevel(logging.WARNING)  # it tells who it is at every start
         return fabric, strategies, environments
     raise UsageError("several processes need Lightning Fabric: pip install 'cftools[train]', or start one process")
