@@ -56,6 +56,12 @@ class WeightsError(InputError):
     """A checkpoint is missing, damaged, or not the one the index promises."""
 
 
+class Stopped(CftoolsError):
+    """A signal asked for an end, and what was done until then is kept; the code is what a shell gives SIGTERM."""
+
+    exit_code = 143
+
+
 class CftoolsWarning(UserWarning):
     """Something the user should know about a result that was nevertheless made."""
 

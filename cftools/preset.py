@@ -155,7 +155,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast; one of steps and epochs is 0. ema: decay of the averaged weights, 0 for none."""
+    """How long and how fast; one of steps and epochs is 0.
+
+    Attributes:
+        batch: items of a step; ema: decay of the averaged weights, 0 for none.
+        checkpointing: less memory for activations, for one more forward pass.
+    """
 
     learning_rate: float
     steps: int = 0
@@ -163,6 +168,7 @@ class Training:
     batch: int = 1
     weight_decay: float = 0.0
     ema: float = 0.0
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _require((self.steps > 0) != (self.epochs > 0), "give steps or epochs, one of them")

@@ -204,7 +204,7 @@ def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_pat
     ("words", "message"),
     [
         (["--set", "losses.feild=1.0"], "losses.feild"),
-        (["--set", "training.batch=4"], "only training.steps"),
+        (["--set", "training.epochs=4"], "only training.steps"),
         (["--set", "network.depth=3"], "depth"),
         (["--set", "steps=3"], "table.key=value"),
         (["--condition", "sex"], "a twin can learn age"),
@@ -227,3 +227,125 @@ def test_command_refuses(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+SMALL_SPACE = [
+    "training.steps=2",
+    "network.channels=[8,8]",
+    "network.latent_channels=1",
+    "data.cohort=1",
+    "data.patch=16",
+]
+
+
+def _words(out: Path, *more: str) -> list[str]:
+    settings = [word for setting in SMALL_SPACE for word in ("--set", setting)]
+    return ["--preset", "ae", "--out", str(out), *settings, "--workers", "0", "--device", "cpu", *more]
+
+
+def test_dry_run_counts_what_training_would_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cftools.cli.train import main
+
+    facts = []
+    for setting in ("training.batch=3", "training.checkpointing=true"):
+        assert main([*_words(tmp_path / "run", "--set", setting), "--dry-run", "--json", "-"]) == 0
+        facts.append(json.loads(capsys.readouterr().out))
+    assert not (tmp_path / "run").exists()
+    assert facts[0]["steps"] == 2 and facts[0]["batch"] == 3
+    assert facts[0]["anatomies"] == ["MNI152"] and facts[0]["item"] == {"image": [1, 1, 16, 16, 16]}
+    assert facts[0]["weights_mib"] == pytest.approx(facts[0]["parameters"] * 20 / 2**20, abs=0.1)
+    assert 0 < facts[0]["kept"] < facts[0]["parameters"] and facts[0]["teraflop"] > 0
+    assert 0 < facts[1]["activations_mib"] < 0.8 * facts[0]["activations_mib"]
+    assert main([*_words(tmp_path / "run"), "--json", "-"]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+
+
+def test_pictures_and_events_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboard")
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from cftools.cli.train import main
+
+    assert main(_words(tmp_path, "--preview-every", "1", "--tensorboard")) == 0
+    assert [path.name for path in sorted((tmp_path / "previews").iterdir())] == ["step-000001.png", "step-000002.png"]
+    sheet = np.asarray(Image.open(tmp_path / "previews/step-000002.png"))
+    assert sheet.shape == (16, 2 * 3 * 16), "a patch before and after, in three planes"
+    assert sheet.max() > 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    [line] = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("loss")] == [(2, line["loss"])]
+    assert [event.step for event in events.Images("preview")] == [1, 2]
+    capsys.readouterr()
+
+
+def test_tensorboard_that_is_missing_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cftools.cli.training import Watch
+    from cftools.errors import CftoolsWarning
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    watch = Watch(tmp_path, tensorboard=True)
+    with pytest.warns(CftoolsWarning, match="not installed") as said:
+        watch.losses(1, {"loss": 1.0})
+        watch.losses(2, {"loss": 1.0})
+    watch.close()
+    assert len(said) == 1
+
+
+def test_all_that_is_wrong_with_a_cohort_is_said_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scan has no age, one cannot be read, one person has no scan and one has two."""
+    import nibabel
+
+    from cftools.cli.train import main
+    from cftools.phantom import anatomy
+
+    for name in ("sub-01_T1w", "sub-02_T1w", "sub-03_run-1_T1w", "sub-03_run-2_T1w"):
+        path = tmp_path / "bids" / name[:6] / "anat" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.Nifti1Image(np.random.default_rng(0).random((24, 24, 24), np.float32), np.eye(4)).to_filename(path)
+    (tmp_path / "bids/sub-02/anat/sub-02_T1w.nii.gz").write_bytes(b"no image")
+    ages = "sub-01\tn/a\nsub-02\t40\nsub-03\t50\nsub-04\t60\n"
+    (tmp_path / "bids/participants.tsv").write_text(f"participant_id\tage\n{ages}")
+    monkeypatch.setattr(anatomy, "scan_anatomy", lambda *given: anatomy.template_anatomy(given[-1]))
+    words = [
+        "--preset",
+        "ae",
+        "--data",
+        str(tmp_path / "bids"),
+        "--source",
+        "simulated",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    monkeypatch.setattr("cftools.cli.bases.real_images", lambda *given, **more: [])
+    assert main([*words, "--strict", "--dry-run", "--threads", "1"]) == 3
+    said = capsys.readouterr().err
+    for text in ("sub-01_T1w.nii.gz: its age", "sub-02_T1w.nii.gz", "sub-04", "2 T1w scans", "error: --strict: 4"):
+        assert text in said, f"{text} is missing in: {said}"
+    small = [word for setting in SMALL_SPACE for word in ("--set", setting)]
+    assert main([*words, *small, "--dry-run", "--json", str(tmp_path / "facts.json"), "--threads", "1"]) == 0
+    assert len(json.loads((tmp_path / "facts.json").read_text())["anatomies"]) == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import signal
+
+    from cftools.cli.train import main
+    from cftools.train.autoencoder import AutoencoderObjective
+
+    with pytest.MonkeyPatch.context() as patch:
+        losses = AutoencoderObjective.losses
+
+        def asked(self: AutoencoderObjective, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
+            signal.raise_signal(signal.SIGUSR1)
+            return losses(self, network, item)
+
+        patch.setattr(AutoencoderObjective, "losses", asked)
+        assert main(_words(tmp_path)) == 143
+    said = capsys.readouterr()
+    assert "SIGUSR1 after step 1 of 2" in said.err and not said.out
+    assert main(_words(tmp_path)) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "weights.safetensors")

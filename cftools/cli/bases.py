@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cftools.cli import options, terminal
 from cftools.errors import CftoolsError, CftoolsWarning, InputError
@@ -20,6 +22,36 @@ if TYPE_CHECKING:
     from cftools.volume import Volume
 
 Made = TypeVar("Made")
+
+
+@contextmanager
+def gathered_complaints(strict: bool) -> Iterator[None]:
+    """Say in one go, when all scans have been looked at, what is wrong with them.
+
+    Args:
+        strict: refuse them then.
+    Raises:
+        InputError: strict, and something is wrong.
+    """
+    complaints: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, CftoolsWarning):
+                complaints.append(str(message))
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = keep
+        try:
+            yield
+        finally:
+            warnings.showwarning = show
+            for text in dict.fromkeys(complaints):
+                warnings.warn(text, CftoolsWarning, stacklevel=3)
+    if complaints and strict:
+        raise InputError(f"--strict: {len(set(complaints))} complaints about the scans, each listed above")
 
 
 def base_anatomies(
@@ -147,7 +179,15 @@ def _chosen(folder: Path, contrast: str, labels: list[str] | None, ages: str | N
 
     wanted = [name for text in labels or [] for name in text.split(",")]
     low, high = options.numbers(ages, 2, option) if ages else (0.0, 130.0)
-    return [scan for scan in find_scans(folder, contrast, wanted) if scan.age is None or low <= scan.age <= high]
+    found = find_scans(folder, contrast, wanted)
+    for subject, times in Counter(scan.subject for scan in found).items():
+        if times > 1:
+            warnings.warn(
+                f"{folder}: {subject} has {times} {contrast} scans; each is taken, as if of a person of its own",
+                CftoolsWarning,
+                stacklevel=2,
+            )
+    return [scan for scan in found if scan.age is None or low <= scan.age <= high]
 
 
 def _each(scans: list[Scan], make: Callable[[Scan, Volume], Made], title: str, cut: bool = True) -> list[Made]:

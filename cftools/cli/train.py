@@ -12,7 +12,8 @@ import typer
 from cftools.cli import options, terminal
 from cftools.cli.app import Command
 from cftools.cli.jobs import check_folder
-from cftools.errors import UsageError
+from cftools.cli.training import Watch, tell, terminate_on_both_signals
+from cftools.errors import Stopped, UsageError
 
 
 def train(
@@ -89,18 +90,46 @@ def train(
             help="Of convolutions and products; which is faster depends on the machine.", rich_help_panel="Running"
         ),
     ] = "bfloat16",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel="Running", help="Say what it would take and learn from, and train nothing."
+        ),
+    ] = False,
+    json_: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", rich_help_panel="Running", help="--dry-run's answer; - is stdout."),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", rich_help_panel="Running", help="Refuse --data and --real if anything is wrong with them."
+        ),
+    ] = False,
+    preview_every: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, rich_help_panel="Running", help="Steps between pictures in DIR/previews; 0 for none."
+        ),
+    ] = 500,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", rich_help_panel="Running", help="Also log to DIR/tensorboard.")
+    ] = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
-) -> None:
+) -> int | None:
     """Train the weights of a preset on simulated twins.
 
     Data are made while training, by the simulator of cf-phantom, over the MNI152 average and any scans given.
     The run's folder holds the state to resume from, log.jsonl with the losses, and in the end
     weights.safetensors, which cf-edit --weights takes. Killed and started again, it ends with the same numbers.
+    SIGTERM or SIGUSR1 end it after the step at hand, its state saved, with exit code 143. Several GPUs:
+    torchrun --nproc-per-node N $(which cf-train), or srun cf-train.
 
     Example:
         cf-train --preset twin --condition age --data bids/ --source "our cohort" --out runs/mine
+        cf-train --preset twin --out runs/mine --dry-run
         cf-edit --weights runs/mine/weights.safetensors --age +30 scan.nii.gz
     """
     from dataclasses import replace
@@ -120,15 +149,20 @@ def train(
         )
     if not template and not data:
         raise UsageError("--no-template leaves no anatomy: name scans with --data")
-    check_folder(out, force=True)  # a stopped run goes on in it
+    if json_ and not dry_run:
+        raise UsageError("--json goes with --dry-run; a training's numbers are in log.jsonl")
+    if not dry_run:
+        check_folder(out, force=True)  # a stopped run goes on in it
+    terminate_on_both_signals()
 
     import torch
 
-    from cftools.cli.bases import base_anatomies, real_heads, real_images, real_people
+    from cftools.cli.bases import base_anatomies, gathered_complaints, real_heads, real_images, real_people
     from cftools.phantom.anatomy import template_anatomy
     from cftools.phantom.law import load_law
     from cftools.train.kinds import grid_of, simulated_on
-    from cftools.train.recipes import check, contrasts_of, run, takes_real, usual
+    from cftools.train.processes import place_of
+    from cftools.train.recipes import check, contrasts_of, planned, run, takes_real, usual
 
     if real and not takes_real(recipe):
         raise UsageError(f"--real: a {recipe.objective} learns from simulated subjects alone")
@@ -138,41 +172,65 @@ def train(
     torch.set_num_threads(threads or options.usable_cpus())
     grid = grid_of(recipe)
     anatomies = [template_anatomy(simulated_on(grid))] if template else []
-    for folder in data or []:
-        anatomies += base_anatomies(folder, simulated_on(grid), participant_label, data_ages, "--data-ages")
     images: list[Any] = []
-    if takes_real(recipe) == "brains":
+    with gathered_complaints(strict):
         for folder in data or []:
-            images += real_images(folder, grid, contrasts_of(recipe), participant_label, data_ages)
-        for folder in real or []:
-            images += real_images(folder, grid, contrasts_of(recipe), real_label)
-    elif takes_real(recipe) == "people":
-        for folder in real or []:
-            images += real_people(folder, grid, real_label)
-    elif takes_real(recipe) == "heads":
-        for folder in real or []:
-            images += real_heads(folder, real_label)
+            anatomies += base_anatomies(folder, simulated_on(grid), participant_label, data_ages, "--data-ages")
+        if takes_real(recipe) == "brains":
+            for folder in data or []:
+                images += real_images(folder, grid, contrasts_of(recipe), participant_label, data_ages)
+            for folder in real or []:
+                images += real_images(folder, grid, contrasts_of(recipe), real_label)
+        elif takes_real(recipe) == "people":
+            for folder in real or []:
+                images += real_people(folder, grid, real_label)
+        elif takes_real(recipe) == "heads":
+            for folder in real or []:
+                images += real_heads(folder, real_label)
     names = "MNI152 average (ICBM 2009a, as nilearn ships it)" if template else ""
+    if dry_run:
+        plan = planned(recipe, conditions, anatomies, images, chosen_law, seed, workers, dtype)
+        tell(plan, conditions, [anatomy.name for anatomy in anatomies], len(images), json_)
+        return None
+    place = place_of()
+    watch = Watch(out, tensorboard and place.first)
+    if not place.first:
+        terminal.running.verbosity = -1
     with terminal.progress("training") as report:
-        path = run(
-            recipe,
-            conditions,
-            anatomies,
-            images,
-            chosen_law,
-            seed,
-            out,
-            _portable(command_line(sys.argv)),
-            "; ".join(text for text in (names, source) if text),
-            licence,
-            datetime.now(UTC).date().isoformat(),
-            options.choose_device(device),
-            lambda done, total, losses: report(done, total, note=_losses(losses)),
-            workers,
-            dtype,
-            cache,
-        )
-    terminal.result(path)
+
+        def progress(done: int, total: int, losses: dict[str, float]) -> None:
+            report(done, total, note=_losses(losses))
+            watch.losses(done, losses)
+
+        try:
+            path = run(
+                recipe,
+                conditions,
+                anatomies,
+                images,
+                chosen_law,
+                seed,
+                out,
+                _portable(command_line(sys.argv)),
+                "; ".join(text for text in (names, source) if text),
+                licence,
+                datetime.now(UTC).date().isoformat(),
+                options.choose_device(device),
+                progress,
+                workers,
+                dtype,
+                watch.images,
+                preview_every,
+                cache,
+            )
+        except Stopped as stopped:
+            terminal.say(str(stopped))
+            return stopped.exit_code
+        finally:
+            watch.close()
+    if place.first:
+        terminal.result(path)
+    return None
 
 
 def _portable(command: str) -> str:
@@ -203,8 +261,8 @@ def _changed(recipe: Any, settings: list[str]) -> Any:
         group, dot, key = name.partition(".")
         if not (equals and dot and key and isinstance(table.get(group), dict)):
             raise UsageError(f"--set {text}: write table.key=value, such as training.steps=100")
-        if group == "training" and key in ("batch", "epochs"):
-            raise UsageError(f"--set {text}: the objective fixes them; only training.steps says how long")
+        if group == "training" and key == "epochs":
+            raise UsageError(f"--set {text}: simulated data have no end; only training.steps says how long")
         try:
             table[group][key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

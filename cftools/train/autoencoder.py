@@ -99,6 +99,12 @@ class AutoencoderObjective:
             spread = [bare.encode(self.images(number)[None].to(device))[0].std() for number in range(SPREAD_FROM)]
         return Product(kept, space=replace(facts, scale=round(1 / float(torch.stack(spread).mean()), 4)))
 
+    def preview(self, network: nn.Module, item: dict[str, Tensor]) -> Tensor:
+        """Patches and what the autoencoder makes of them, (patches, 2, X, Y, Z)."""
+        assert isinstance(network, Adversaries)
+        x = item["image"]
+        return torch.cat([x, network.kept.decode(network.kept.encode(x)[0]).float()], dim=1)
+
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.patches
 

@@ -8,19 +8,22 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from cftools.errors import CftoolsError, OutputError, UsageError
+from cftools.errors import CftoolsError, OutputError, Stopped, UsageError
 from cftools.facts import DiffusionFacts, SpaceFacts
-from cftools.volume import write_atomic
+from cftools.train.checkpointing import checkpointed
+from cftools.train.meter import Meter
+from cftools.train.processes import Place, Processes, processes_on
+from cftools.train.state import Log, State
+from cftools.train.stopping import signals_held_back, stop_requests
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,17 @@ class Product:
 
 
 class Objective(Protocol):
-    """What is trained, on what, and how its error is measured; all randomness is keyed by the step."""
+    """What is trained, on what, and how its error is measured; all randomness is keyed by the item.
+
+    It may also have a method `preview(network, item)` that returns images to look at, (rows, columns, X, Y, Z) in
+    0..1.5, such as inputs with what the network makes of them, or None.
+    """
 
     def network(self) -> nn.Module:
         """A freshly initialised network; the same for the same seed. If it has a part `kept`, weights are of that."""
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
-        """Item i is what step i trains on."""
+        """Step s trains on item s; with a batch of B, on the items from s B to s B + B - 1."""
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scalars; "loss" is minimised and the others are only logged."""
@@ -66,7 +73,10 @@ class Schedule:
         dtype: of convolutions and products: bfloat16, by autocast, or float32.
         workers: processes that make data; they change nothing but the speed.
         save_every: steps between states that a killed run can resume from.
-        log_every: steps averaged into one line of the log.
+        log_every: steps averaged into one line of the log, and then checked: reading a number waits for a GPU.
+        batch: items of a step, whose gradients are averaged: in turn, or shared among processes.
+        checkpointing: blocks compute their activations again in the backward pass instead of keeping them.
+        preview_every: steps between pictures; 0 for none.
     """
 
     steps: int
@@ -77,6 +87,9 @@ class Schedule:
     workers: int = 1
     save_every: int = 100
     log_every: int = 20
+    batch: int = 1
+    checkpointing: bool = False
+    preview_every: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
@@ -87,8 +100,13 @@ class Schedule:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+#: Of a schedule: what may change between a run and its resumption, as it decides no number but by rounding.
+INDIFFERENT = ("workers", "checkpointing", "preview_every")
+
 #: step, steps in all, losses
 Progress = Callable[[int, int, dict[str, float]], None]
+#: step, images (rows, columns, X, Y, Z) in 0..1.5
+Preview = Callable[[int, Tensor], None]
 
 
 def train(
@@ -98,22 +116,81 @@ def train(
     progress: Progress | None = None,
     device: torch.device | str = "cpu",
     initial: dict[str, Tensor] | None = None,
+    preview: Preview | None = None,
 ) -> tuple[nn.Module, float]:
-    """Train, or go on where a killed run stopped, and return the averaged network and the seconds it took.
+    """Train, or go on where a stopped run was, and return the averaged network and the seconds it took.
 
     The folder `out` holds `state.safetensors` (network, average, optimiser) and `log.jsonl`. At equal threads, a
-    run that was killed and resumed ends with the same tensors as one that was not.
+    run that was killed and resumed ends with the same tensors as one that was not. Started by torchrun or srun, the
+    processes share each step's items; the first alone writes, reports and shows.
 
     Args:
         initial: weights to start from instead of random ones.
+        preview: given what the objective has to show every `preview_every` steps.
     Raises:
-        UsageError: `out` holds a run with other settings, or the initial weights are of another network.
+        UsageError: `out` holds a run with other settings, the initial weights are of another network, or the batch
+            cannot be shared evenly.
         OutputError: `out` cannot be written.
+        Stopped: a signal asked for it; the state is saved.
+        CftoolsError: a loss or a gradient is not finite; the state from before is left.
     """
+    processes = processes_on(device)
+    place, device = processes.place, processes.device
+    if schedule.batch % place.world:
+        raise UsageError(f"training.batch={schedule.batch}: {place.world} processes need a multiple of their number")
+    _make(out)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    state, path = _begin(objective, schedule, device, initial), out / "state.safetensors"
+    if path.exists():
+        state.restore(path, device)
+    losses = processes.wrapped(_Losses(objective, state.network))
+    log = Log(out / "log.jsonl", state.step) if place.first else None
+    items = _items(objective.dataset(), state.step, schedule, place, pinned=device.type == "cuda")
+    began = time.monotonic() - state.seconds
+    with stop_requests() as request:
+        while state.step < schedule.steps:
+            item = _step(schedule, state, losses, items, processes)
+            done = state.step
+            logs = done % schedule.log_every == 0 or done == schedule.steps
+            stops = processes.any(bool(request)) and done < schedule.steps
+            saves = done % schedule.save_every == 0 or done == schedule.steps or stops
+            if logs or saves:
+                state.meter.share(processes)
+                if not state.meter.finite():
+                    raise CftoolsError(
+                        f"{out}: the loss or its gradient is not finite at step {done} or in the "
+                        f"{schedule.log_every} before: lower training.learning_rate"
+                    )
+            state.seconds = time.monotonic() - began
+            if logs:
+                means, state.meter = state.meter.means(), Meter()
+                if log:
+                    log.write({"step": done, "seconds": round(state.seconds, 1), **means})
+                    if progress:
+                        progress(done, schedule.steps, means)
+            if place.first and preview and schedule.preview_every and done % schedule.preview_every == 0:
+                _show(objective, state.average, item, preview, done, schedule)
+            if saves and place.first:
+                state.save(path)
+            if stops:
+                raise Stopped(
+                    f"stopped by {request.name or 'a signal'} after step {done} of {schedule.steps}; "
+                    f"{out} holds its state: the same command goes on from there"
+                )
+    return state.average, state.seconds
+
+
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot make the folder ({error.strerror})") from None
+
+
+def _begin(objective: Objective, schedule: Schedule, device: torch.device, initial: dict[str, Tensor] | None) -> State:
+    """The state before the first step."""
     network = objective.network().to(device)
     average = objective.network().to(device).requires_grad_(False)
     if initial is not None:
@@ -124,62 +201,101 @@ def train(
             raise UsageError(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
             ) from None
-    optimiser = torch.optim.AdamW(network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    decisive = {name: value for name, value in asdict(schedule).items() if name != "workers"}
+    optimiser = torch.optim.AdamW(
+        network.parameters(),
+        lr=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        fused=device.type == "cuda",
+    )
+    decisive = {name: value for name, value in asdict(schedule).items() if name not in INDIFFERENT}
     settings = json.dumps({**decisive, **objective.description()}, sort_keys=True)
-    state = out / "state.safetensors"
-    start, seconds = _restore(state, settings, network, average, optimiser) if state.exists() else (0, 0.0)
-    log = out / "log.jsonl"
-    _cut_log(log, start)
-
-    items = _items(objective.dataset(), start, schedule)
-    began, sums, count = time.monotonic() - seconds, dict[str, float](), 0
-    with log.open("a", encoding="utf-8") as lines:
-        for step in range(start, schedule.steps):
-            item = {name: value.to(device) for name, value in next(items).items()}
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.rate(step)
-            half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.dtype == "bfloat16")
-            with torch.random.fork_rng(devices=[]), half:
-                torch.manual_seed(step)  # dropout, the same after a resume
-                losses = objective.losses(network, item)
-            if not torch.isfinite(losses["loss"]):
-                raise CftoolsError(f"{out}: the loss is not finite at step {step}: lower training.learning_rate")
-            optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimiser.step()
-            decay = min(schedule.ema, (step + 1) / (step + 10))
-            with torch.no_grad():
-                for kept, new in zip(average.parameters(), network.parameters(), strict=True):
-                    kept.lerp_(new, 1 - decay)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-            count += 1
-            done = step + 1
-            if done % schedule.log_every == 0 or done == schedule.steps:
-                means = {name: total / count for name, total in sums.items()}
-                line = {"step": done, "seconds": round(time.monotonic() - began, 1), **means}
-                lines.write(json.dumps(line) + "\n")
-                lines.flush()
-                if progress:
-                    progress(done, schedule.steps, means)
-                sums, count = {}, 0
-            if done % schedule.save_every == 0 or done == schedule.steps:
-                _save(state, settings, done, time.monotonic() - began, network, average, optimiser)
-    return average, time.monotonic() - began
+    return State(checkpointed(network) if schedule.checkpointing else network, average, optimiser, settings)
 
 
-def _items(dataset: Dataset[dict[str, Tensor]], start: int, schedule: Schedule) -> Iterator[dict[str, Tensor]]:
+class _Losses(nn.Module):
+    """An objective's losses as a forward pass, which DDP can wrap whatever parts of the network the objective calls."""
+
+    def __init__(self, objective: Objective, network: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.network = objective, network
+
+    def forward(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = self.objective.losses(self.network, item)
+        return {name: value if name == "loss" else value.detach() for name, value in losses.items()}
+
+
+def _step(
+    schedule: Schedule,
+    state: State,
+    losses: nn.Module,
+    items: Iterator[tuple[int, dict[str, Tensor]]],
+    processes: Processes,
+) -> dict[str, Tensor]:
+    """One step of the optimiser, from the gradients' mean over its items; the last of them is returned."""
+    mine = schedule.batch // processes.place.world
+    for group in state.optimiser.param_groups:
+        group["lr"] = schedule.rate(state.step)
+    state.optimiser.zero_grad(set_to_none=True)
+    for micro in range(mine):
+        number, item = next(items)
+        item = {name: value.to(processes.device, non_blocking=True) for name, value in item.items()}
+        with processes.apart(losses, micro < mine - 1):
+            with _drawing(number, processes.device, schedule):
+                found = losses(item)
+            processes.backward(found["loss"] / mine)
+        state.meter.add(found)
+    state.meter.add_norm(nn.utils.clip_grad_norm_(state.network.parameters(), 1.0))
+    state.optimiser.step()
+    decay = min(schedule.ema, (state.step + 1) / (state.step + 10))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.network.parameters()), 1 - decay)
+        for kept, new in zip(state.average.buffers(), state.network.buffers(), strict=True):
+            kept.copy_(new)
+    state.step += 1
+    return item
+
+
+@contextmanager
+def _drawing(number: int, device: torch.device, schedule: Schedule) -> Iterator[None]:
+    """Where dropout and noise are an item's own: the same after a resume, and in whichever process it is."""
+    half = torch.autocast(device.type, torch.bfloat16, enabled=schedule.dtype == "bfloat16")
+    with torch.random.fork_rng(devices=[]), half:
+        torch.manual_seed(number)
+        yield
+
+
+def _show(
+    objective: Objective, network: nn.Module, item: dict[str, Tensor], preview: Preview, step: int, schedule: Schedule
+) -> None:
+    """What the averaged network makes of an item, where its objective has something to show."""
+    shown = getattr(objective, "preview", None)
+    if shown is None:
+        return
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.no_grad(), _drawing(step, device, schedule):
+        images = shown(network, item)
+    network.train()
+    if images is not None:
+        preview(step, images.float().cpu())
+
+
+def _items(
+    dataset: Dataset[dict[str, Tensor]], start: int, schedule: Schedule, place: Place, pinned: bool
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """This process's items, each with its number: of a step's batch every so many as there are processes."""
+    numbers = range(start * schedule.batch + place.rank, schedule.steps * schedule.batch, place.world)
     loader = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(start, schedule.steps),
+        sampler=numbers,
         num_workers=schedule.workers,
         prefetch_factor=8 if schedule.workers else None,
         worker_init_fn=_settle,
+        pin_memory=pinned,
     )
-    return iter(loader)
+    with signals_held_back():
+        return zip(numbers, iter(loader), strict=True)
 
 
 #: glibc's mallopt: the size from which a block is mapped on its own and given back when it is freed.
@@ -196,60 +312,3 @@ def _settle(_worker: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
-
-
-def _tensors(network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
-    for index, slots in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": value for name, value in slots.items()}
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _save(state: Path, settings: str, step: int, seconds: float, *parts: Any) -> None:
-    metadata = {"settings": settings, "step": str(step), "seconds": str(seconds)}
-    write_atomic(state, save(_tensors(*parts), metadata), force=True)
-
-
-def _restore(
-    state: Path, settings: str, network: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[int, float]:
-    try:
-        with safe_open(state, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UsageError(f"{state}: cannot be read ({error}); remove it to start the training over") from None
-    if metadata.get("settings") != settings:
-        raise UsageError(f"{state.parent}: holds a run with other settings; name another folder or remove it")
-    network.load_state_dict(_prefixed(tensors, "network."))
-    average.load_state_dict(_prefixed(tensors, "average."))
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in _prefixed(tensors, "optimiser.").items():
-        index, slot = name.split(".", 1)
-        slots.setdefault(int(index), {})[slot] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
-    for parameter, kept in optimiser.state.items():
-        for slot, value in kept.items():
-            if value.shape == parameter.shape:  # in the parameter's memory order, or rounding differs
-                kept[slot] = torch.empty_like(parameter).copy_(value)
-    return int(metadata["step"]), float(metadata["seconds"])
-
-
-def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _cut_log(log: Path, step: int) -> None:
-    """Drop what a killed run logged after its last saved state: it is done again."""
-    if not log.exists():
-        return
-    lines = log.read_text(encoding="utf-8").splitlines()
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue  # the line that the kill cut short
-    write_atomic(log, "".join(kept).encode(), force=True)

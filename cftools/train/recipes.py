@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from cftools.phantom.twins import Family
 from cftools.prepare import Grid
 from cftools.preset import Recipe
 from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, grid_of, variables_of
-from cftools.train.loop import Progress, Schedule, train
+from cftools.train.loop import Objective, Preview, Progress, Schedule, train
 from cftools.train.people import Portrait
+from cftools.train.processes import place_of
 
 
 def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -35,8 +36,8 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
     kind = OBJECTIVES.get(recipe.objective)
     if kind is None:
         raise PresetError(f"objective {recipe.objective}: there are {', '.join(OBJECTIVES)}")
-    if recipe.training.epochs or recipe.training.batch != 1:
-        raise PresetError("training: the objective fixes what a step holds; give steps, and neither epochs nor batch")
+    if recipe.training.epochs:
+        raise PresetError("training: simulated data have no end; give steps, not epochs")
     for name in conditions:
         if name not in kind.conditions:
             able = ", ".join(kind.conditions) or "none"
@@ -80,6 +81,51 @@ def contrasts_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(recipe.data.get("contrasts", ("T1w",)))
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A training before its first step.
+
+    Attributes:
+        architecture: of its network; initial: weights that it starts from.
+    """
+
+    objective: Objective
+    schedule: Schedule
+    architecture: Any
+    initial: weights.Checkpoint | None
+
+
+def planned(
+    recipe: Recipe,
+    conditions: Sequence[str],
+    anatomies: list[Anatomy],
+    real: Sequence[Any],
+    law: AgeingLaw,
+    seed: int,
+    workers: int = 1,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    preview_every: int = 0,
+    cache: Path | None = None,
+) -> Planned:
+    """What `run` trains; arguments and errors as there."""
+    architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
+    initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
+    job = job_of(recipe, conditions, anatomies, real, law, seed, cache, initial)
+    training = recipe.training
+    schedule = Schedule(
+        steps=training.steps,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        ema=training.ema,
+        dtype=dtype,
+        workers=workers,
+        batch=training.batch,
+        checkpointing=training.checkpointing,
+        preview_every=preview_every,
+    )
+    return Planned(kind.objective(job, architecture), schedule, architecture, initial)
+
+
 def run(
     recipe: Recipe,
     conditions: Sequence[str],
@@ -96,6 +142,8 @@ def run(
     progress: Progress | None = None,
     workers: int = 1,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    preview: Preview | None = None,
+    preview_every: int = 0,
     cache: Path | None = None,
 ) -> Path:
     """Train a recipe and write `out/weights.safetensors`, or go on with a run that was stopped.
@@ -108,39 +156,32 @@ def run(
             heads, as `brainmask.real_head` keeps them.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
-        workers, dtype: as in `Schedule`.
+        workers, dtype, preview_every: as in `Schedule`; preview: as for `train`.
         cache: folder in which simulated subjects and latents stay for other workers and trainings.
     Raises:
-        PresetError: the recipe asks for something there is not. UsageError: as `train`.
+        PresetError: the recipe asks for something there is not. UsageError, Stopped: as `train`.
     """
-    architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
-    initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
-    objective = kind.objective(job_of(recipe, conditions, anatomies, real, law, seed, cache, initial), architecture)
-    training = recipe.training
-    schedule = Schedule(
-        steps=training.steps,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        ema=training.ema,
-        dtype=dtype,
-        workers=workers,
-    )
-    trained, seconds = train(objective, schedule, out, progress, device, initial.tensors if initial else None)
-    product = objective.product(trained)
+    plan = planned(recipe, conditions, anatomies, real, law, seed, workers, dtype, preview_every, cache)
+    kind, initial = OBJECTIVES[recipe.objective], plan.initial
+    tensors = initial.tensors if initial else None
+    trained, seconds = train(plan.objective, plan.schedule, out, progress, device, tensors, preview)
+    path = out / "weights.safetensors"
+    if not place_of().first:
+        return path
+    product = plan.objective.product(trained)
     facts = weights.Facts(
         architecture=recipe.network.architecture,
-        architecture_arguments=asdict(architecture),
+        architecture_arguments=asdict(plan.architecture),
         variables={k: v for k, v in variables_of(conditions).items() if k in (*kind.context, *conditions)},
         grid=grid_facts(grid_of(recipe)),
         contrasts=contrasts_of(recipe),
         intensity=kind.intensity,
-        training=weights.TrainingFacts(command, source, seed, schedule.steps, round(seconds, 1), date),
+        training=weights.TrainingFacts(command, source, seed, plan.schedule.steps, round(seconds, 1), date),
         licence=licence,
         skull_stripped=kind.real != "heads",
         space=product.space,
         diffusion=product.diffusion,
     )
-    path = out / "weights.safetensors"
     weights.save(path, product.network.state_dict(), facts, force=True)
     return path
 
