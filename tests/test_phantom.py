@@ -17,7 +17,7 @@ from cftools.phantom.anatomy import STRUCTURES, VOXEL_ML, Anatomy, template_anat
 from cftools.phantom.cohort import write_cohort
 from cftools.phantom.deform import TARGETS, Knobs
 from cftools.phantom.law import AgeingLaw, load_law
-from cftools.phantom.twins import Family
+from cftools.phantom.twins import Aged, Family
 from cftools.prepare import GRID_2MM
 from cftools.volume import Volume
 
@@ -116,6 +116,22 @@ def test_a_share_grows_from_the_first_anatomy(anatomy: Anatomy, law: AgeingLaw) 
     for share, expected in ((0.0, "other"), (1.0, anatomy.name)):
         pair = Family([anatomy, other], law, first=share)
         assert {pair.draw(0, index).anatomy.name for index in range(6)} == {expected}
+
+
+def test_nothing_is_left_behind_when_the_simulator_moves(family: Family) -> None:
+    """On a device without numbers, where whatever was left on the CPU is refused."""
+    here, there = family.draw(3, 1), family.to("meta").draw(3, 1)
+    velocity = there.knobs.velocity(here.knobs.solve(here.log_ratios(70)))
+    aged = Aged(there, 70.0, velocity)
+    for contrast in ("T1w", "FLAIR"):
+        assert aged.image(contrast).is_meta
+    assert aged.strip().is_meta and aged.inverse.is_meta
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_simulates_the_same_people(family: Family) -> None:
+    here, there = (one.draw(3, 1).at(70).image("T1w").cpu() for one in (family, family.to("cuda")))
+    assert (here - there).abs().mean() < 1e-3
 
 
 def test_sexes_differ_in_head_size(family: Family) -> None:
