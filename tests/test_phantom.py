@@ -118,8 +118,9 @@ def test_a_share_grows_from_the_first_anatomy(anatomy: Anatomy, law: AgeingLaw) 
         assert {pair.draw(0, index).anatomy.name for index in range(6)} == {expected}
 
 
-def test_nothing_is_left_behind_when_the_simulator_moves(family: Family) -> None:
+def test_nothing_is_left_behind_when_the_simulator_moves(anatomy: Anatomy, law: AgeingLaw) -> None:
     """On a device without numbers, where whatever was left on the CPU is refused."""
+    family = Family([anatomy], law, varied=True)
     here, there = family.draw(3, 1), family.to("meta").draw(3, 1)
     velocity = there.knobs.velocity(here.knobs.solve(here.log_ratios(70)))
     aged = Aged(there, 70.0, velocity)
