@@ -26,7 +26,7 @@ from cftools.train.loop import Schedule, train
 from cftools.train.recipes import grid_facts
 from cftools.train.segmenter import Segmented, SegmenterObjective
 from cftools.volume import Volume
-from cftools.volumes import VOLUMES, TissueReader
+from cftools.volumes import TEMPERATURE, VOLUMES, TissueReader
 
 SMALL = SegmenterArchitecture(STRUCTURES, (8, 8))
 
@@ -78,6 +78,25 @@ def test_millilitres_are_those_of_the_scan() -> None:
         assert max(volumes["grey"], volumes["ventricles"], volumes["hippocampi"]) < 1e-6
         found.append(volumes["white"])
     assert found[1] / found[0] == pytest.approx((0.95 / 0.8) ** 3, rel=0.02)
+
+
+class Unsure(torch.nn.Module):
+    """Stands in for a network: everything is white matter, and a tenth as likely a ventricle or a hippocampus."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        odds = torch.full((1 + len(STRUCTURES),), 1e-12)
+        for name, share in (("white_matter", 1.0), ("lateral_ventricles", 0.1), ("hippocampus", 0.1)):
+            odds[STRUCTURES.index(name) + 1] = share
+        return odds.log().view(1, -1, 1, 1, 1).expand(len(image), -1, *image.shape[2:])
+
+
+def test_what_is_unlikely_everywhere_is_counted_less() -> None:
+    reader, prepared = TissueReader(checkpoint()), scan()
+    reader.network = Unsure()  # type: ignore[assignment]
+    volumes = reader.volumes(prepared)
+    assert volumes["hippocampi"] / volumes["white"] > 0.08, "by its odds"
+    sharp = 0.1 ** (1 / TEMPERATURE)
+    assert volumes["ventricles"] / volumes["white"] == pytest.approx(sharp, rel=1e-3)
 
 
 def test_weights_that_lack_a_structure_are_refused() -> None:
