@@ -404,8 +404,9 @@ def simulated() -> tuple[Volume, np.ndarray]:
     """A whole head that no weights saw, as large as people are, stored from right to left; and its brain."""
     subject = Family([template_anatomy()], load_law("altered")).draw(99, 0)
     with torch.inference_mode():
-        image = subject.head.around(subject.at(40.0).image(), subject.cranium, subject.scanner)[0, 0].numpy()
-        brain = whole(grown(subject.cranium)[0, 0].numpy() > 0.5)
+        aged = subject.at(40.0)
+        image = subject.head.around(aged.image(), subject.cranium, subject.scanner)[0, 0].numpy()
+        brain = whole(grown(aged.brain()[None, None].float())[0, 0].numpy() > 0.5)
     affine = np.diag([0.9, 0.9, 0.9, 1.0]) @ with_margin(GRID_2MM).affine @ np.diag([-1.0, 1, 1, 1])
     return Volume.from_array(1000 * image[::-1], affine), brain[::-1]
 
@@ -487,8 +488,7 @@ def ixi(data_dir: Path, subject: str) -> tuple[Volume, np.ndarray]:
 def test_real_heads_are_prepared(data_dir: Path, subject: str) -> None:
     volume, brain = ixi(data_dir, subject)
     scan = Preparer(GRID_2MM, lambda: "cpu")(volume)
-    # The aim is 0.95; docs/raw-heads.md says how far from it these weights are.
-    assert dice(scan.mask, brain) > 0.9
+    assert dice(scan.mask, brain) > 0.95  # the bundled weights saw these heads; docs/raw-heads.md has unseen ones
     assert scan.similarity > 0.5
     assert dice(scan.image > 0.02, template_inside()) > 0.9
 
