@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -284,6 +284,14 @@ def test_what_is_carried_home_takes_the_bias_along(scan: Prepared) -> None:
             (carried - native)[below], (0.05 * scan.scale * bias)[below], rtol=0.01, err_msg=name
         )
         np.testing.assert_array_equal(carried[~scan.mask], native[~scan.mask], err_msg=name)
+
+
+def test_a_brain_that_shrinks_draws_in_what_is_around_it(scan: Prepared) -> None:
+    """As the brainstem goes on below: no dark seam. A brain that was cut out has nothing around it."""
+    even = replace(scan, volume=scan.volume.with_array(np.full_like(scan.volume.array, 500)))
+    inwards = np.full((3, *GRID_2MM.shape), 4, np.float32)
+    np.testing.assert_allclose(carry_field(even, inwards), 500, rtol=1e-4)
+    assert carry_field(replace(even, found_by=""), inwards).min() < 100
 
 
 def refusing() -> str:
