@@ -3,10 +3,10 @@
     python benchmarks/brainmask.py $CFTOOLS_DATA --runs runs/brainmask --json docs/results/brainmask.json
 
 A base is trained on simulated heads, then fine-tuned on two thirds of the heads, three times, and the other third is
-judged: four minutes a training on an H100, about five hours in all on a core. A run that is there is taken, one that was stopped
-goes on; judging takes five minutes. Truth is the union of a head's labels, closed and filled. Every third head is also
-judged as other scanners would have stored it: finer, in thick slices, turned in the scanner; and simulated heads in
-other contrasts. The picture shows every head with the outline of its labels and of what was found.
+judged: four minutes a training on an H100, about five hours in all on a core. A run that is there is taken, one that
+was stopped goes on; judging takes five minutes. Truth is the union of a head's labels, closed and filled. Every third
+head is also judged as other scanners would have stored it: finer, in thick slices, turned in the scanner; and simulated
+heads in other contrasts. The picture shows every head with the outline of its labels and of what was found.
 """
 
 from __future__ import annotations
