@@ -90,10 +90,8 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --out runs/tissues-2mm
 	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
 		--licence CC-BY-SA-3.0 --out runs/brainmask/base
-	$(BIN)/cf-train --preset brainmask --init runs/brainmask/base/weights.safetensors $(HEADS) --set training.steps=160 \
-		--set training.learning_rate=1e-3 --set data.cohort=12 --set data.real=0.7 --out runs/brainmask/first
-	$(BIN)/cf-train --preset brainmask --init runs/brainmask/first/weights.safetensors $(HEADS) --seed 1 \
-		--set training.steps=240 --set training.learning_rate=1.5e-3 --set data.cohort=8 --set data.real=0.8 --out runs/brainmask-2mm
+	$(BIN)/cf-train --preset brainmask --init runs/brainmask/base/weights.safetensors $(HEADS) --set training.steps=1572 \
+		--set training.learning_rate=1.5e-3 --set data.cohort=12 --set data.real=0.8 --out runs/brainmask-2mm
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
 	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
 		--out runs/age-ldm-2mm

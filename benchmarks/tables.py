@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "twin-flow.md", DOCS / "latent-diffusion.md", DOCS / "volumes.md", DOCS / "cdm.md")
+PAGES = [DOCS / f"{name}.md" for name in ("twin-flow", "latent-diffusion", "volumes", "cdm", "raw-heads")]
 
 
 def facts(name: str) -> Any:
@@ -328,6 +328,29 @@ def full_size() -> str:
     return rows(*lines)
 
 
+def brain_masks() -> str:
+    """Overlap of the brain mask with labels, by how the head was stored or drawn."""
+    lines: list[Sequence[str]] = [("heads", "n", "Dice, mean", "worst")]
+    for name, found in facts("brainmask")["dice"].items():
+        label = name if name.startswith("simulated") else f"IXI, {name}"
+        mean = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+        lines.append((label, f"{found['n']:.0f}", mean, f"{found['worst']:.3f}"))
+    return rows(*lines)
+
+
+def whole_heads() -> str:
+    """What cf-edit --age +20 does to whole heads."""
+    table = facts("raw-heads")
+    heads = table["heads"]
+    grown = statistics.median(row["aged_ml"] / row["ventricles_ml"] for row in table["scans"])
+    counts = ("on their own grid", "unchanged outside the brain", "ventricles larger")
+    lines: list[Sequence[str]] = [(f"of {heads} heads, aged by 20 years", "")]
+    lines += [(name, f"{table[name]}") for name in counts]
+    lines += [("ventricles grow, median", f"{grown - 1:+.0%}")]
+    lines += [("least likeness to MNI152", f"{table['least similarity']:.2f}")]
+    return rows(*lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cycle line": cycle_line,
     "cycle ablation": cycle_ablation,
@@ -348,6 +371,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "synthetic ages": synthetic_ages,
     "orders": orders,
     "engine laws": engine_laws,
+    "brain masks": brain_masks,
+    "whole heads": whole_heads,
 }
 
 

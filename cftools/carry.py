@@ -26,7 +26,8 @@ def carry_field(
     at native world position p becomes n + g(A p) (n - b offset) + b scale r(A p), n = native(p + L^-1 u(A p)): affine,
     field and inverse affine are composed, and the scan is interpolated once, by a cubic B-spline. Ringing is clipped to
     the range of the 27 voxels around. What does not move, and all outside the brain mask, keeps its very bits. What a
-    shrinking brain uncovers at its surface is fluid where the scan shows fluid there, else background.
+    shrinking brain uncovers at its surface is fluid where the scan shows fluid there, else background; in a head what
+    lies around the brain, where that is brighter.
 
     Args:
         prepared: the scan and its way to the grid.
@@ -71,7 +72,10 @@ def carry_field(
 
     with ThreadPoolExecutor(threads) as pool:  # scipy works without the interpreter's lock
         if field.moves:
-            window[~_window(prepared.mask, box, reach)] = surface(native[box], prepared.mask[box], prepared.offset)
+            uncovered = surface(native[box], prepared.mask[box], prepared.offset)
+            outside = ~_window(prepared.mask, box, reach)
+            # In a head the brainstem goes on, and fluid is around the brain: what is there moves in.
+            window[outside] = np.maximum(window[outside], uncovered) if prepared.found_by else uncovered
             lowest = pool.submit(ndimage.minimum_filter, window, size=3)
             highest = pool.submit(ndimage.maximum_filter, window, size=3)
             spline = ndimage.spline_filter(window, order=3, output=np.float32, mode="mirror")

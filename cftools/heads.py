@@ -2,7 +2,7 @@
 
 A small network looks at the head at 2 mm in the scanner's own axes, before anything is registered: in the manner of
 SynthStrip (Hoopes et al. 2022), trained on heads whose contrast, pose and field of view are drawn at random. What it
-calls brain is all that is inside the skull, with the fluid around it.
+calls brain is the brain with the fluid in it and between its folds, without the fluid around it.
 """
 
 from __future__ import annotations

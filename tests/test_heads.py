@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -286,6 +286,14 @@ def test_what_is_carried_home_takes_the_bias_along(scan: Prepared) -> None:
         np.testing.assert_array_equal(carried[~scan.mask], native[~scan.mask], err_msg=name)
 
 
+def test_a_brain_that_shrinks_draws_in_what_is_around_it(scan: Prepared) -> None:
+    """As the brainstem goes on below: no dark seam. A brain that was cut out has nothing around it."""
+    even = replace(scan, volume=scan.volume.with_array(np.full_like(scan.volume.array, 500)))
+    inwards = np.full((3, *GRID_2MM.shape), 4, np.float32)
+    np.testing.assert_allclose(carry_field(even, inwards), 500, rtol=1e-4)
+    assert carry_field(replace(even, found_by=""), inwards).min() < 100
+
+
 def refusing() -> str:
     raise AssertionError("the network is not needed")
 
@@ -404,8 +412,9 @@ def simulated() -> tuple[Volume, np.ndarray]:
     """A whole head that no weights saw, as large as people are, stored from right to left; and its brain."""
     subject = Family([template_anatomy()], load_law("altered")).draw(99, 0)
     with torch.inference_mode():
-        image = subject.head.around(subject.at(40.0).image(), subject.cranium, subject.scanner)[0, 0].numpy()
-        brain = whole(grown(subject.cranium)[0, 0].numpy() > 0.5)
+        aged = subject.at(40.0)
+        image = subject.head.around(aged.image(), subject.cranium, subject.scanner)[0, 0].numpy()
+        brain = whole(grown(aged.brain()[None, None].float())[0, 0].numpy() > 0.5)
     affine = np.diag([0.9, 0.9, 0.9, 1.0]) @ with_margin(GRID_2MM).affine @ np.diag([-1.0, 1, 1, 1])
     return Volume.from_array(1000 * image[::-1], affine), brain[::-1]
 
@@ -487,8 +496,7 @@ def ixi(data_dir: Path, subject: str) -> tuple[Volume, np.ndarray]:
 def test_real_heads_are_prepared(data_dir: Path, subject: str) -> None:
     volume, brain = ixi(data_dir, subject)
     scan = Preparer(GRID_2MM, lambda: "cpu")(volume)
-    # The aim is 0.95; docs/raw-heads.md says how far from it these weights are.
-    assert dice(scan.mask, brain) > 0.9
+    assert dice(scan.mask, brain) > 0.95  # the bundled weights saw these heads; docs/raw-heads.md has unseen ones
     assert scan.similarity > 0.5
     assert dice(scan.image > 0.02, template_inside()) > 0.9
 
