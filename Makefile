@@ -87,7 +87,13 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset twin --condition diagnosis $(ANATOMY) --set training.steps=1200 --set data.cohort=400 \
 		--out runs/twin-diagnosis-2mm
 	$(BIN)/cf-train --preset age --condition age $(ANATOMY) --out runs/age-2mm
-	$(BIN)/cf-train --preset tissues $(ANATOMY) --out runs/tissues-2mm
+	$(BIN)/cf-train --preset tissues $(ANATOMY) --set training.steps=2794 --set data.cohort=400 --set data.template=0.1 \
+		--out runs/tissues-2mm-first
+	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-first/weights.safetensors --seed 1 \
+		--set training.steps=1500 --set training.learning_rate=1e-3 --out runs/tissues-2mm-second
+	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-second/weights.safetensors --seed 2 \
+		--set training.learning_rate=7e-4 --set training.ema=0.995 --out runs/tissues-2mm
+	$(BIN)/cf-train --preset score-age $(ANATOMY) --set training.steps=1334 --set data.cohort=600 --set data.every=1 --out runs/score-age-2mm
 	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
 		--licence CC-BY-SA-3.0 --out runs/brainmask/base
 	$(BIN)/cf-train --preset brainmask --init runs/brainmask/base/weights.safetensors $(HEADS) --set training.steps=1572 \
