@@ -92,7 +92,9 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-first/weights.safetensors --seed 1 \
 		--set training.steps=1500 --set training.learning_rate=1e-3 --out runs/tissues-2mm-second
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-second/weights.safetensors --seed 2 \
-		--set training.learning_rate=7e-4 --set training.ema=0.995 --out runs/tissues-2mm
+		--set training.learning_rate=7e-4 --set training.ema=0.995 --out runs/tissues-2mm-third
+	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-third/weights.safetensors --seed 3 \
+		--set training.steps=1200 --set training.learning_rate=5e-4 --set training.ema=0.995 --out runs/tissues-2mm
 	$(BIN)/cf-train --preset score-age $(ANATOMY) --set training.steps=1334 --set data.cohort=600 --set data.every=1 --out runs/score-age-2mm
 	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
 		--licence CC-BY-SA-3.0 --out runs/brainmask/base

@@ -5,8 +5,7 @@
 #     CFTOOLS_DATA=... benchmarks/measure.sh [truth] [steps] [real] [laws] [age] [speed] [engine]
 #         [autoencoder] [inversion] [latent] [volumes] [diagnosis] [heads] [readers] [pairs]
 #
-# Without arguments all but volumes, which measures weights that are not bundled: TISSUES=FILE. The cohorts are made in
-# a folder that is removed; commands are recorded as run in it.
+# Without arguments all of them. The cohorts are made in a folder that is removed; commands are recorded as run in it.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -29,7 +28,7 @@ truth() { # name, then options of cf-phantom
     cd "$root"
 }
 
-for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent diagnosis heads readers pairs}; do
+for what in ${*:-truth steps real laws age speed engine autoencoder inversion latent volumes diagnosis heads readers pairs}; do
     case $what in
     truth)
         truth normative
@@ -90,7 +89,7 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         mkdir "$work/volumes"
         cd "$work/volumes"
         cf-phantom twins -n 10 --seed 4242 --twin age=+30,-30
-        python "$root/benchmarks/volumes.py" twins "$CFTOOLS_DATA" --weights "${TISSUES:-tissues-2mm}" --json "$results/volumes.json"
+        python "$root/benchmarks/volumes.py" twins "$CFTOOLS_DATA" --json "$results/volumes.json"
         cd "$root"
         ;;
     diagnosis)
