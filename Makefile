@@ -16,7 +16,7 @@ help:
 	@echo "make test     check style and types, run the tests"
 	@echo "make test-slurm  array jobs on a real SLURM, which it installs (Debian, as root)"
 	@echo "make docs     the site, into site/"
-	@echo "make weights  train the bundled weights anew, into runs/ (five hours; CFTOOLS_DATA names the real scans)"
+	@echo "make weights  train the bundled weights anew, into runs/ (about nine hours without a GPU; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 	@echo "make debian   what some tests need beside Python: $(DEBIAN); as root, on Debian"
 
