@@ -58,7 +58,7 @@ def losses(objective: Any, network: nn.Module) -> dict[str, float]:
 
 
 def learned(objective: Any, tmp_path: Path) -> dict[str, float]:
-    schedule = Schedule(300, learning_rate=5e-3, ema=0.9, dtype="float32", workers=0)
+    schedule = Schedule(300, learning_rate=3e-3, ema=0.97, dtype="float32", workers=0)
     return losses(objective, train(objective, schedule, tmp_path)[0])
 
 
