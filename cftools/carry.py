@@ -8,13 +8,44 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy import ndimage
 
+from cftools.errors import PresetError
 from cftools.prepare import Prepared, bounding_box
+from cftools.register import deformation
 
 #: A T1w intensity that only fluid has, as part of the median of the brain.
 FLUID = 0.4
 _STILL = 1e-4  # voxels; what moves less is copied
 _PLANES = 16  # in a piece of work, to bound the memory
 _SPLINE_REACH = 4  # voxels beyond the brain that its cubic B-spline needs, besides the displacement
+
+
+#: How what a model made comes home, and which ways compare it with what the model makes of the scan as it is.
+CARRIES = ("replace", "residual", "warp", "region")
+NEED_FACTUAL = ("residual", "warp")
+
+
+def carry_image(
+    prepared: Prepared, edited: np.ndarray, factual: np.ndarray | None, carry: str | None, threads: int = 1
+) -> np.ndarray:
+    """What a model made of a scan, on the scan's own grid.
+
+    Args:
+        edited: on the model's grid, (X, Y, Z), normalised; factual: what the model makes of the scan as it is, for
+            NEED_FACTUAL alone.
+        carry: "replace"; "region", inside prepared.region; "residual", the difference of the two; "warp", the
+            deformation from one to the other.
+    Raises:
+        PresetError: there is no such carry here.
+    """
+    if carry not in CARRIES:
+        raise PresetError(f"carry {carry}: an image is carried by {', '.join(CARRIES)}")
+    if carry not in NEED_FACTUAL:
+        return carry_replacement(prepared, edited, prepared.region)
+    assert factual is not None
+    if carry == "residual":
+        return carry_difference(prepared, factual, edited)
+    millimetres = float(prepared.grid.affine[0, 0])
+    return carry_field(prepared, deformation(edited, factual, millimetres), threads=threads)
 
 
 def carry_field(

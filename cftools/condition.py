@@ -230,6 +230,11 @@ class Change:
         return before + self.value if self.relative else self.value
 
 
+def encoded(condition: Mapping[str, Value], variables: Mapping[str, Variable]) -> list[float]:
+    """A condition as a network takes it: each variable's value on [-1, 1], in their order; nan where unknown."""
+    return [variable.encode(condition.get(name)) for name, variable in variables.items()]
+
+
 def parse_values(name: str, text: str) -> tuple[Change, ...]:
     """The values of one option, separated by commas: "-30,-10,+10,+30" are four edits, not one.
 

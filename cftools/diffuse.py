@@ -14,27 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cftools.carry import carry_difference, carry_field, carry_replacement
-from cftools.condition import Condition, Variable
+from cftools.carry import NEED_FACTUAL, carry_image
+from cftools.condition import Condition, encoded
 from cftools.diffusion import noise, start
 from cftools.diffusion.denoiser import Inputs
 from cftools.diffusion.integrate import Record
 from cftools.diffusion.solver import Before
-from cftools.errors import LatentError, PresetError, WeightsError
+from cftools.errors import LatentError, WeightsError
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
 from cftools.latent import Latent, scan_facts
 from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
-from cftools.register import deformation
 from cftools.sampling import Sampler, Scene, Started, from_prior
 from cftools.space import Space, VaeSpace, make_space
 from cftools.weights import Checkpoint, Facts, load
 
 #: How else an edit can be made: from how far up, as parts of the preset's own start, or with how many seeds.
 STRENGTHS, SEEDS = (0.6, 0.8, 1.0), 4
-#: How a latent is brought home, and what of that compares the edit with the scan's own resample.
-CARRIES = ("replace", "residual", "warp", "region")
-NEED_FACTUAL = ("residual", "warp")
 
 
 def load_space(name: str, device: torch.device | str = "cpu") -> tuple[Space, Checkpoint]:
@@ -68,23 +64,14 @@ def brought_home(
 
     Args:
         edited, factual: latents, (1, C, *sides); the factual for NEED_FACTUAL alone.
-        carry: "replace"; "region", inside prepared.region; "residual", the difference of the two decodings; "warp", the
-            deformation from one to the other.
+        carry: as `carry.carry_image` knows it.
     Raises:
         PresetError: there is no such carry here. LatentError: no factual where one is needed.
     """
-    if carry not in CARRIES:
-        raise PresetError(f"carry {carry}: a latent is carried by {', '.join(CARRIES)}")
-    image = decoded(space, edited)
-    if carry not in NEED_FACTUAL:
-        return carry_replacement(prepared, image, prepared.region)
-    if factual is None:
+    if carry in NEED_FACTUAL and factual is None:
         raise LatentError(f"the latent holds no factual resample, which carry {carry} needs: resample with it")
-    own = decoded(space, factual)
-    if carry == "residual":
-        return carry_difference(prepared, own, image)
-    millimetres = float(prepared.grid.affine[0, 0])
-    return carry_field(prepared, deformation(image, own, millimetres), threads=torch.get_num_threads())
+    own = decoded(space, factual) if factual is not None and carry in NEED_FACTUAL else None
+    return carry_image(prepared, decoded(space, edited), own, carry, torch.get_num_threads())
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +275,10 @@ class DiffusionModel:
         ]
         return Latent(facts, {f"edited.{index}": _array(x) for index, x in enumerate(edits)})
 
+    def sample(self, condition: Condition, seed: int, sample: int, command: str = "") -> np.ndarray:
+        """A new scan on the model's grid, (X, Y, Z), from the noise of one sample number."""
+        return self.decode(self.synthesise([Target(condition)], seed, sample, command).edited[0])
+
     def decode(self, latent: np.ndarray) -> np.ndarray:
         """The image of one latent, (1, C, *sides) -> (X, Y, Z) float32."""
         return decoded(self.space, latent)
@@ -330,16 +321,11 @@ class DiffusionModel:
         variables = self.facts.variables
         if not variables:
             return Inputs()
-        context = _context(condition, variables).to(self.device)
+        context = torch.tensor([encoded(condition, variables)]).to(self.device)
         return Inputs(context=context, null=torch.full_like(context, torch.nan))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
-
-
-def _context(condition: Condition, variables: Mapping[str, Variable]) -> Tensor:
-    """(1, V) on [-1, 1], nan where unknown."""
-    return torch.tensor([[variable.encode(condition.get(name)) for name, variable in variables.items()]])
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
 from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, WeightsError
-from cftools.planning import METHODS, Changes, Plan, editing_command
+from cftools.planning import Changes, Plan, editing_command, opened
 from cftools.preset import Preset
 from cftools.provenance import Provenance, source_name
 from cftools.weights import Checkpoint, Facts, installed, load
@@ -324,9 +323,7 @@ class Editor:
 
     def _loaded(self) -> tuple[Method, dict[str, Checkpoint]]:
         if self._method is None:
-            module, name = METHODS[self.plan.preset.method].made_by
-            made = getattr(importlib.import_module(module), name)
-            self._method = made.of(self.plan.preset, self.plan.weights, self._device())
+            self._method = opened(self.plan, self._device())
         return self._method
 
 

@@ -114,6 +114,16 @@ class DiffusionFacts:
 
 
 @dataclass(frozen=True)
+class TokenFacts:
+    """Whose tokens a transformer draws: sha256 of the weights of its space."""
+
+    space: str
+
+    def __post_init__(self) -> None:
+        _require(_DIGEST.fullmatch(self.space) is not None, "space must be 64 hexadecimal digits")
+
+
+@dataclass(frozen=True)
 class ScanFacts:
     """The scan behind a latent, and its way to the grid, so that cf-decode need not register it again.
 

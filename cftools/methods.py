@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cftools import field
 from cftools.carry import carry_field, surface
-from cftools.condition import Condition, Value
+from cftools.condition import Condition, Value, encoded
 from cftools.errors import ConditionError, WeightsError
 from cftools.nets.twin import TwinArchitecture, TwinNet
 from cftools.prepare import Prepared
@@ -136,8 +136,7 @@ class FlowMethod:
 
     def encode(self, condition: Condition) -> Tensor:
         """A condition as the network takes it, (1, V) in [-1, 1], nan where unknown."""
-        values = [variable.encode(condition.get(name)) for name, variable in self.variables.items()]
-        return torch.tensor([values], dtype=torch.float32, device=self.device)
+        return torch.tensor([encoded(condition, self.variables)], dtype=torch.float32, device=self.device)
 
     def _check(self, source: Condition, target: Condition) -> None:
         for index, name in enumerate(self.variables):

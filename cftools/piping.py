@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cftools.condition import Condition, apply, check, entity
 from cftools.editing import Editor, Ready
 from cftools.errors import LatentError, PresetError, UsageError
 from cftools.facts import Target
 from cftools.latent import Latent
-from cftools.planning import Changes, Plan, check_changes, check_region, encoding_command, plan
+from cftools.planning import Changes, Plan, check_changes, check_region, encoding_command, opened, plan
 from cftools.preset import Preset, Task, from_table
 from cftools.provenance import Provenance, source_name
 from cftools.volume import Volume
@@ -36,9 +36,9 @@ def pipe_plan(
     """What to encode with, or to make new scans with; arguments as for `planning.plan`.
 
     Raises:
-        PresetError: the preset has no latents. WeightsError: there are no such weights.
+        PresetError: the preset has no latents to encode to. WeightsError: there are no such weights.
     """
-    if preset.method != "diffusion":
+    if task == "edit" and preset.method != "diffusion":
         raise PresetError(f"preset {preset.name}: works on no latents; cf-edit runs it whole")
     return plan(preset, [], told, weights, clip, task=task, **sampling)
 
@@ -92,13 +92,9 @@ def encode(editor: Editor, ready: Ready, dataset: Path | None = None) -> Latent:
 
 def model_of(plan: Plan, device: Device) -> DiffusionModel:
     """The network behind a plan."""
-    return _opened(plan, device)[0]
-
-
-def _opened(plan: Plan, device: Device) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
     from cftools.diffuse import DiffusionModel
 
-    return DiffusionModel.of(plan.preset, plan.weights, device())
+    return DiffusionModel.of(plan.preset, plan.weights, device())[0]
 
 
 def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Target]:
@@ -195,6 +191,13 @@ def brain_of(image: np.ndarray) -> np.ndarray:
     return image * mask
 
 
+class Sampling(Protocol):
+    """What makes new scans; made by `of(preset, weights, device)`."""
+
+    def sample(self, condition: Condition, seed: int, sample: int, command: str = "") -> np.ndarray:
+        """A new scan on the model's grid, (X, Y, Z), from the noise of one sample number."""
+
+
 @dataclass(frozen=True)
 class Person:
     """Someone to be made: a participant's name, the sample whose noise it has, and the condition."""
@@ -230,16 +233,15 @@ class Synthesiser:
     command: str = ""
 
     @cached_property
-    def _model(self) -> tuple[DiffusionModel, dict[str, Checkpoint]]:
-        return _opened(self.plan, self.device)
+    def _model(self) -> tuple[Sampling, dict[str, Checkpoint]]:
+        return opened(self.plan, self.device())
 
     def make(self, person: Person) -> tuple[Volume, Provenance]:
         """The scan of one person, whoever was made before."""
         import numpy as np
 
         model, loaded = self._model
-        latent = model.synthesise([person.target], self.seed, person.sample, self.command)
-        image = brain_of(model.decode(latent.edited[0]))
+        image = brain_of(model.sample(Condition(person.target.condition), self.seed, person.sample, self.command))
         provenance = Provenance(
             command=self.command,
             sources=(),

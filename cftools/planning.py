@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import warnings
@@ -9,18 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cftools.condition import Change, Condition, Value, check, parse_values
 from cftools.errors import CftoolsWarning, ConditionError, PresetError, UsageError, WeightsError
 from cftools.preset import Preset, Task
 from cftools.provenance import command_line
-from cftools.weights import Facts, facts_of, installed, locate
+from cftools.weights import Checkpoint, Facts, facts_of, installed, locate
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Ability:
-    """What a kind of method needs to edit.
+    """What a kind of method needs to edit, or to make scans.
 
     Attributes:
         architectures: of its weights; carries: ways to bring the edit home.
@@ -32,12 +36,16 @@ class Ability:
     made_by: tuple[str, str]
 
 
-#: What can edit, by a preset's method.
+#: What can edit or make scans, by a preset's method.
 METHODS = {
     "flow": Ability(("twin",), ("field",), ("cftools.methods", "FlowMethod")),
     "diffusion": Ability(
         ("diffusion-unet",), ("replace", "residual", "warp", "region"), ("cftools.diffuse", "DiffusionModel")
     ),
+    "generator": Ability(
+        ("generator",), ("replace", "residual", "warp", "region"), ("cftools.generate", "GeneratorMethod")
+    ),
+    "token": Ability(("token-transformer",), (), ("cftools.autoregress", "TokenMethod")),
 }
 
 Changes = tuple[Change, ...]
@@ -110,6 +118,19 @@ def plan(
         for changes in sweep:
             check_changes(facts, changes, clip)
     return Plan(preset, name, facts, clip)
+
+
+def opened(plan: Plan, device: torch.device) -> tuple[Any, dict[str, Checkpoint]]:
+    """The method of a plan with its weights, and what was loaded, by role.
+
+    Raises:
+        WeightsError: damaged, or not made for each other.
+    """
+    module, name = METHODS[plan.preset.method].made_by
+    made: tuple[Any, dict[str, Checkpoint]] = getattr(importlib.import_module(module), name).of(
+        plan.preset, plan.weights, device
+    )
+    return made
 
 
 def bundled(preset: Preset) -> list[str]:
@@ -199,7 +220,7 @@ def editing_command(
     preset = plan.preset
     sampling: Any = preset.sampling
     words = ["cf-edit", "--preset", preset.name, "--weights", preset.weights[preset.main_role][0]]
-    words += ["--steps", str(sampling.steps)]
+    words += ["--steps", str(sampling.steps)] if hasattr(sampling, "steps") else []
     if len(METHODS[preset.method].carries) > 1:
         words += ["--carry", str(preset.carry)]
     for option, file in (("--region", region), ("--mask", mask)):

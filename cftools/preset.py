@@ -26,7 +26,7 @@ Size = Literal["bundled", "full"]
 ROLES: dict[MethodName, tuple[str, ...]] = {
     "flow": ("flow",),
     "diffusion": ("denoiser", "partner", "space", "text"),
-    "generator": ("generator", "encoder"),
+    "generator": ("generator",),
     "token": ("transformer", "space"),
     "reader": ("reader",),
     "space": ("space",),

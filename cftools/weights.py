@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cftools.condition import Variable
 from cftools.errors import OutputError, WeightsError
-from cftools.facts import DiffusionFacts, GridFacts, SpaceFacts
+from cftools.facts import DiffusionFacts, GridFacts, SpaceFacts, TokenFacts
 from cftools.schema import FrozenMapping, plain, read
 from cftools.tensorfile import SUFFIX, TENSOR_NAME, Head, Origin, parse_json, read_head
 
@@ -63,7 +63,8 @@ class Facts:
         intensity: the normalisation of its input, by the name `prepare` has for it.
         scores: how well it does, by name; "mean_absolute_error" of a model that reads a variable off a scan.
         licence: of these weights, as an SPDX name.
-        space: what an autoencoder encodes to, or a denoiser works in; diffusion: what a denoiser says. Else None.
+        space: what an autoencoder encodes to, or a denoiser or a transformer works in; diffusion: what a denoiser says;
+            tokens: what a transformer draws. Else None.
     """
 
     architecture: str
@@ -78,6 +79,7 @@ class Facts:
     skull_stripped: bool = True
     space: SpaceFacts | None = None
     diffusion: DiffusionFacts | None = None
+    tokens: TokenFacts | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ FLOORS = (
         "cftools.carry",
     },
     {"cftools.phantom", "cftools.sampling"},
-    {"cftools.methods", "cftools.diffuse", "cftools.volumes"},
+    {"cftools.methods", "cftools.diffuse", "cftools.generate", "cftools.autoregress", "cftools.volumes"},
     {"cftools.train", "cftools.score"},
     {
         *("cftools.slices", "cftools.panels", "cftools.paragraph", "cftools.picture", "cftools.report"),

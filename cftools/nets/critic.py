@@ -43,22 +43,13 @@ class ImageCritic(nn.Module):
         self.told = Tokens(variables, channels[-1])
         self.score = bounded(nn.Linear(channels[-1], 1))
 
-    def features(self, x: Tensor) -> Tensor:
-        """The last layer but one of images (B, 1, X, Y, Z), at a fraction of their sides."""
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B,) of images (B, 1, X, Y, Z) under conditions (B, V), and the features that they come from."""
         x = wavelet.forward(x)
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), 0.2)
-        return x
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Scores (B,) of images (B, 1, X, Y, Z) under conditions (B, V)."""
-        return self.judge(self.features(x), context)
-
-    def judge(self, features: Tensor, context: Tensor) -> Tensor:
-        """Scores (B,) of what `features` gave."""
-        seen = features.mean((2, 3, 4))
-        scores: Tensor = self.score(seen)[:, 0] + (self.told(context).sum(1) * seen).mean(1)
-        return scores
+        seen = x.mean((2, 3, 4))
+        return self.score(seen)[:, 0] + (self.told(context).sum(1) * seen).mean(1), x
 
 
 class CodeCritic(nn.Module):

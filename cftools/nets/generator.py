@@ -43,7 +43,9 @@ class GeneratorArchitecture:
         if len(self.sides) != 3 or any(side < 2 or side % 2 for side in self.sides):
             raise ValueError(f"sides {list(self.sides)}: three, each even")
         if min(self.code, self.spatial, self.variables) < 1:
-            raise ValueError(f"code {self.code}, spatial {self.spatial}, variables {self.variables}: at least 1 of each")
+            raise ValueError(
+                f"code {self.code}, spatial {self.spatial}, variables {self.variables}: at least 1 of each"
+            )
 
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:

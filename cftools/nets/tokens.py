@@ -103,22 +103,24 @@ class VqAutoencoder(nn.Module):
         return codes, loss
 
     @torch.no_grad()
-    def revive(self, encodings: Tensor, least: float) -> Tensor:
+    def revive(self, encodings: Tensor, share: float) -> Tensor:
         """Move codes that are hardly used onto encodings at hand (Dhariwal et al. 2020, Jukebox, section 3.1).
 
         Args:
-            encodings: (B, code, *grid), of the step; least: of uses a step, averaged, below which a code moves.
+            encodings: (B, code, *grid), of the step; share: part of the uses a step that
+                a code would have if all had the same; one with less, averaged over steps, moves.
         Returns:
             The share of the codes that are in use.
         """
         book: Any = self.quantizer.quantizer
         rows = encodings.detach().float().movedim(1, -1).flatten(0, -2)
         chosen = rows[torch.randint(len(rows), (self.architecture.codes,), device=rows.device)]
-        used = book.ema_cluster_size >= least
-        for values in (book.embedding.weight, book.ema_w):
-            values.copy_(torch.where(used[:, None], values, chosen))
-        # One use each: what moved stands for the one encoding it lies on, and has time to be found again.
-        book.ema_cluster_size.copy_(torch.where(used, book.ema_cluster_size, torch.ones_like(book.ema_cluster_size)))
+        used = book.ema_cluster_size >= share * len(rows) / self.architecture.codes
+        book.embedding.weight.copy_(torch.where(used[:, None], book.embedding.weight, chosen))
+        # As if used as often as any: it has time to be found again.
+        fair = torch.full_like(book.ema_cluster_size, len(rows) / self.architecture.codes)
+        book.ema_w.copy_(torch.where(used[:, None], book.ema_w, chosen * fair[:, None]))
+        book.ema_cluster_size.copy_(torch.where(used, book.ema_cluster_size, fair))
         return used.float().mean()
 
 

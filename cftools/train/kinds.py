@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cftools import weights
 from cftools.condition import Variable
@@ -24,6 +25,7 @@ from cftools.phantom.twins import HEALTH, Family
 from cftools.prepare import GRID_1MM, GRID_2MM, Grid
 from cftools.preset import Recipe
 from cftools.train.building import GRIDS, architecture_of
+from cftools.train.kind import BATCHES, CYCLE, IMAGES, LATENTS, RIVALS, SUBJECTS, Kind
 from cftools.train.loop import Objective
 from cftools.train.people import Cohort, People, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
@@ -108,35 +110,6 @@ class Job:
     def grid(self) -> Grid:
         """Of the images."""
         return grid_of(self.recipe)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What can be trained.
-
-    Attributes:
-        conditions: names it may learn; alone: only one of them.
-        losses, data: keys of the recipe's tables that it knows, and what holds without them.
-        real: whether it can also learn from scans as they are: from brains, brought to the models' grid; from people,
-            whose age and sex are known, and then from nobody else; or from heads.
-        architecture: of the recipe, for the conditions named.
-        objective: of that architecture.
-        context: variables its network is told whatever it learns.
-        usual: the conditions that it learns unless it is told; None for all.
-        grid, intensity: of its input.
-    """
-
-    conditions: tuple[str, ...]
-    alone: bool
-    losses: Mapping[str, float]
-    data: Mapping[str, Any]
-    real: Literal["", "brains", "people", "heads"]
-    architecture: Callable[[Recipe, Sequence[str]], Any]
-    objective: Callable[[Job, Any], Objective]
-    context: tuple[str, ...] = ()
-    usual: tuple[str, ...] | None = None
-    grid: Grid = GRID_2MM
-    intensity: str = "brain-percentile"
 
 
 def _twin_architecture(recipe: Recipe, conditions: Sequence[str]) -> TwinArchitecture:
@@ -298,48 +271,39 @@ def _cycle_objective(job: Job, architecture: Any) -> Objective:
     return CycleObjective.of(_diffusion_objective(job, architecture), job.losses, job.data, told)
 
 
-#: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
-_SUBJECTS = {"cohort": 0, "template": None}
-#: The same of images, and the grid that they are on.
-_IMAGES = {**_SUBJECTS, "cohort": 400, "grid": GRID_2MM.name}
-#: The same of latents, and how they are noised and denoised.
-_LATENTS = {
-    **_IMAGES,
-    "space": "",
-    "ages": 3,
-    "latents": 8,
-    "together": 1,
-    "every": 1,
-    "path": "scaled-linear",
-    "prediction": "eps",
-    "dropout": 0.1,
-}
-#: How a latent goes to another condition and back, as `cycle.Cycle` has it.
-_CYCLE = {"start": "noised", "noise": "same", "steps": 1, "gradient": "through", "terms": "own"}
-#: The same of images by subjects: ages made of each, subjects and ages of each in a step, steps until another joins.
-_BATCHES = {**_IMAGES, "contrasts": ("T1w",), "ages": 4, "subjects": 8, "together": 2, "every": 4}
+def _apart(module: str, name: str) -> tuple[Callable[[Recipe, Sequence[str]], Any], Callable[[Job, Any], Objective]]:
+    """How an objective makes its network and itself; its module is imported when asked: MONAI takes seconds."""
+
+    def objective() -> Any:
+        return getattr(importlib.import_module(f"cftools.train.{module}"), name)
+
+    return (
+        lambda recipe, conditions: objective().architecture_for(recipe, conditions, grid_of(recipe)),
+        lambda job, architecture: objective().of(job, architecture),
+    )
+
 
 OBJECTIVES = {
     "twin": Kind(
         CHANGEABLE,
         False,
         {"field": 0.0, "volume": 0.0, "smooth": 0.0},
-        _SUBJECTS,
+        SUBJECTS,
         "",
         _twin_architecture,
         _twin_objective,
         TOLD,
         ("age",),
     ),
-    "reader": Kind(("age",), True, {}, _SUBJECTS, "", _reader_architecture, _reader_objective),
-    "age-regressor": Kind(("age",), True, {}, _BATCHES, "people", reader_architecture, NumberObjective.of),
-    "sex-classifier": Kind(("sex",), True, {}, _BATCHES, "people", reader_architecture, CategoryObjective.of),
-    "features": Kind(TOLD, False, {}, _BATCHES, "people", features_architecture, FeaturesObjective.of),
+    "reader": Kind(("age",), True, {}, SUBJECTS, "", _reader_architecture, _reader_objective),
+    "age-regressor": Kind(("age",), True, {}, BATCHES, "people", reader_architecture, NumberObjective.of),
+    "sex-classifier": Kind(("sex",), True, {}, BATCHES, "people", reader_architecture, CategoryObjective.of),
+    "features": Kind(TOLD, False, {}, BATCHES, "people", features_architecture, FeaturesObjective.of),
     "segmenter": Kind(
         (),
         False,
         {"dice": 1.0, "volume": 0.0},
-        {**_SUBJECTS, "cohort": 200},
+        {**SUBJECTS, "cohort": 200},
         "",
         _segmenter_architecture,
         _segmenter_objective,
@@ -348,7 +312,7 @@ OBJECTIVES = {
         (),
         False,
         {},
-        {**_SUBJECTS, "cohort": 80, "contrasts": ("T1w",), "real": 0.5},
+        {**SUBJECTS, "cohort": 80, "contrasts": ("T1w",), "real": 0.5},
         "heads",
         _brainmask_architecture,
         _brainmask_objective,
@@ -359,20 +323,52 @@ OBJECTIVES = {
         (),
         False,
         {"l1": 1.0, "kl": 1e-7, "adversarial": 0.0},
-        {**_IMAGES, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
+        {**IMAGES, "contrasts": ("T1w",), "real": 0.25, "patch": 64, "patches": 2},
         "brains",
         _autoencoder_architecture,
         _autoencoder_objective,
     ),
-    "diffusion": Kind(TOLD, False, {"twin": 0.0}, _LATENTS, "people", _diffusion_architecture, _diffusion_objective),
+    "diffusion": Kind(TOLD, False, {"twin": 0.0}, LATENTS, "people", _diffusion_architecture, _diffusion_objective),
     "cycle": Kind(
         TOLD,
         False,
         {"twin": 0.0, "cycle": 1.0, "counterfactual": 0.0},
-        {**_LATENTS, **{f"cycle_{name}": value for name, value in _CYCLE.items()}},
+        {**LATENTS, **{f"cycle_{name}": value for name, value in CYCLE.items()}},
         "people",
         _cycle_architecture,
         _cycle_objective,
+    ),
+    "vae-gan": Kind(
+        TOLD,
+        False,
+        {"l1": 1.0, "features": 0.02, "kl": 5e-5, "adversarial": 0.5},
+        RIVALS,
+        "people",
+        *_apart("adversarial", "VaeGanObjective"),
+    ),
+    "alpha-gan": Kind(
+        TOLD,
+        False,
+        {"l1": 1.0, "adversarial": 0.5, "code": 1.0, "gradient_penalty": 10.0},
+        RIVALS,
+        "people",
+        *_apart("adversarial", "AlphaGanObjective"),
+    ),
+    "vqvae": Kind(
+        (),
+        False,
+        {"l1": 1.0, "spectral": 1.0, "adversarial": 0.2},
+        BATCHES,
+        "people",
+        *_apart("tokens", "VqObjective"),
+    ),
+    "tokens": Kind(
+        TOLD,
+        False,
+        {},
+        {**IMAGES, "space": "", "ages": 4, "sequences": 8, "every": 4, "dropout": 0.1},
+        "people",
+        *_apart("tokens", "TransformerObjective"),
     ),
 }
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from cftools.errors import CftoolsError, OutputError, Stopped, UsageError
-from cftools.facts import DiffusionFacts, SpaceFacts
+from cftools.facts import DiffusionFacts, SpaceFacts, TokenFacts
 from cftools.train.checkpointing import checkpointed
 from cftools.train.meter import Meter
 from cftools.train.processes import Place, Processes, processes_on
@@ -32,19 +32,22 @@ class Product:
 
     Attributes:
         network: what is kept; a critic, say, is not.
-        space, diffusion: facts of it that only now are known.
+        space, diffusion, tokens: facts of it that only now are known.
     """
 
     network: nn.Module
     space: SpaceFacts | None = None
     diffusion: DiffusionFacts | None = None
+    tokens: TokenFacts | None = None
 
 
 class Objective(Protocol):
     """What is trained, on what, and how its error is measured; all randomness is keyed by the item.
 
     It may also have a method `preview(network, item)` that returns images to look at, (rows, columns, X, Y, Z) in
-    0..1.5, such as inputs with what the network makes of them, or None.
+    0..1.5, such as inputs with what the network makes of them, or None. And a method `groups(network)` that returns
+    the optimiser's parameter groups, where a part learns in its own way: "factor" multiplies the rate of one, and each
+    is clipped on its own.
     """
 
     def network(self) -> nn.Module:
@@ -201,8 +204,9 @@ def _begin(objective: Objective, schedule: Schedule, device: torch.device, initi
             raise UsageError(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
             ) from None
+    groups = getattr(objective, "groups", None)
     optimiser = torch.optim.AdamW(
-        network.parameters(),
+        groups(network) if groups else network.parameters(),
         lr=schedule.learning_rate,
         weight_decay=schedule.weight_decay,
         fused=device.type == "cuda",
@@ -234,7 +238,7 @@ def _step(
     """One step of the optimiser, from the gradients' mean over its items; the last of them is returned."""
     mine = schedule.batch // processes.place.world
     for group in state.optimiser.param_groups:
-        group["lr"] = schedule.rate(state.step)
+        group["lr"] = schedule.rate(state.step) * group.get("factor", 1.0)
     state.optimiser.zero_grad(set_to_none=True)
     for micro in range(mine):
         number, item = next(items)
@@ -244,7 +248,8 @@ def _step(
                 found = losses(item)
             processes.backward(found["loss"] / mine)
         state.meter.add(found)
-    state.meter.add_norm(nn.utils.clip_grad_norm_(state.network.parameters(), 1.0))
+    norms = [nn.utils.clip_grad_norm_(group["params"], 1.0) for group in state.optimiser.param_groups]
+    state.meter.add_norm(torch.stack(norms).max())
     state.optimiser.step()
     decay = min(schedule.ema, (state.step + 1) / (state.step + 10))
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cftools.condition import Condition, Variable
+from cftools.condition import Condition, Variable, encoded
 from cftools.phantom.twins import Aged, Family
 from cftools.train.store import Made, Store
 from cftools.train.twin import AGES, normalised
@@ -39,11 +39,6 @@ class People(Protocol):
 
     def pick(self, random: np.random.Generator, known: int) -> int:
         """One of the first `known`, as a mini-batch draws them."""
-
-
-def told(condition: Condition, variables: Mapping[str, Variable]) -> list[float]:
-    """A condition's values on [-1, 1], in the order of the variables; nan where unknown."""
-    return [variable.encode(condition.get(name)) for name, variable in variables.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +72,7 @@ class Simulated:
     def scans(self, number: int) -> Made:
         made = self.store.get(number, lambda: self._made(number))
         known = [Condition({"age": float(age), "sex": "FM"[int(sex)]}) for age, sex in made["who"]]
-        return {"image": made["image"], "context": torch.tensor([told(one, self.variables) for one in known])}
+        return {"image": made["image"], "context": torch.tensor([encoded(one, self.variables) for one in known])}
 
     def pick(self, random: np.random.Generator, known: int) -> int:
         return int(random.integers(known))
@@ -117,7 +112,7 @@ class Cohort:
 
     def scans(self, number: int) -> Made:
         one = self.portraits[number]
-        return {"image": one.image[None].half(), "context": torch.tensor([told(one.condition, self.variables)])}
+        return {"image": one.image[None].half(), "context": torch.tensor([encoded(one.condition, self.variables)])}
 
     def pick(self, random: np.random.Generator, known: int) -> int:
         decades = {decade: [n for n in numbers if n < known] for decade, numbers in self._decades.items()}

@@ -181,6 +181,7 @@ def run(
         skull_stripped=kind.real != "heads",
         space=product.space,
         diffusion=product.diffusion,
+        tokens=product.tokens,
     )
     weights.save(path, product.network.state_dict(), facts, force=True)
     return path
