@@ -45,7 +45,7 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
 
 def test_every_row_of_the_table_is_a_file() -> None:
     assert {path.stem for path in FILES} == ROWS | {
-        *("edit-friendly", "age", "ae", "brainmask", "cdm", "features", "score-age", "sex", "tissues")
+        *("edit-friendly", "age", "ae", "brainmask", "cdm", "features", "score-age", "sex", "tissues", "vq")
     }
 
 
@@ -67,7 +67,10 @@ def holds(whole: Any, part: Any) -> bool:
 
 
 def test_only_what_runs_is_shipped() -> None:
-    assert list_presets() == ("ae", "age", "brainmask", "cdm", "features", "ldm", "score-age", "sex", "tissues", "twin")
+    assert list_presets() == (
+        *("ae", "age", "alpha-gan", "brainmask", "cdm", "features", "ldm", "score-age", "sex", "tissues", "twin"),
+        *("vae-gan", "vq", "vqvae-ar"),
+    )
     assert load_preset("twin") == load_preset(presets_folder() / "twin.toml")
 
 
@@ -75,7 +78,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
     with pytest.raises(PresetError, match="did you mean twin"):
         load_preset("twins")
     with pytest.raises(
-        PresetError, match="there are ae, age, brainmask, cdm, features, ldm, score-age, sex, tissues, twin"
+        PresetError, match=r"there are ae, age, alpha-gan, brainmask, cdm, .* tissues, twin, vae-gan, vq, vqvae-ar"
     ):
         load_preset("diffuse")
     with pytest.raises(PresetError, match="no such file"):
