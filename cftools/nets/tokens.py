@@ -56,8 +56,9 @@ class VqArchitecture:
 class VqAutoencoder(nn.Module):
     """x -> encodings -> the nearest codes -> x; a `space.VqNetwork` in eval mode.
 
-    van den Oord et al. 2017, with the codebook as moving averages (their appendix A.1). Scans are registered, so the
-    decoder is told what is usual at each place, which it learns.
+    van den Oord et al. 2017, with the codebook as moving averages (their appendix A.1). Encodings are normalised over
+    the batch, so that they cannot shrink onto one code, and lie where fresh codes do (Lancucki et al. 2020, section
+    3.1). Scans are registered, so the decoder is told what is usual at each place, which it learns.
     """
 
     def __init__(self, architecture: VqArchitecture) -> None:
@@ -78,6 +79,7 @@ class VqAutoencoder(nn.Module):
             commitment_cost=architecture.commitment,
             decay=architecture.decay,
         )
+        self.spread = nn.BatchNorm3d(architecture.code, affine=False)
         self.places = nn.Parameter(torch.zeros(1, architecture.code, *architecture.grid))
 
     @property
@@ -87,7 +89,8 @@ class VqAutoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Encodings (B, code, *grid) of images (B, 1, X, Y, Z), before quantisation."""
-        return self.body.encode(wavelet.forward(x)).float()
+        encodings: Tensor = self.spread(self.body.encode(wavelet.forward(x)).float())
+        return encodings
 
     def decode(self, codes: Tensor) -> Tensor:
         """The image (B, 1, X, Y, Z) of codes (B, code, *grid)."""

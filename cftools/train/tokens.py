@@ -108,7 +108,8 @@ class VqObjective:
             spectral = functional.mse_loss(amplitudes(y), amplitudes(x))
             shown = self.weights["l1"] * l1 + self.weights["spectral"] * spectral
             loss = shown + commitment
-            found = {"l1": l1, "spectral": spectral, "commitment": commitment, "used": used}
+            perplexity = network.kept.quantizer.perplexity
+            found = {"l1": l1, "spectral": spectral, "commitment": commitment, "used": used, "perplexity": perplexity}
             if self.weights["adversarial"]:
                 fooled = (unmoved(network.critic, y) - 1).square().mean()
                 critic = (network.critic(x) - 1).square().mean() + network.critic(y.detach()).square().mean()
