@@ -66,7 +66,7 @@ class TokenMethod:
 
         Each is the likeliest once Gumbel noise is added to the logits, which draws from their softmax. The noise does
         not depend on the condition, so that samples under two conditions share all but what these say (Oberst and
-        Sontag 2019, section 3).
+        Sontag 2019).
         """
         a = self.network.architecture
         context = torch.tensor([encoded(condition, self.facts.variables)], device=self.device)

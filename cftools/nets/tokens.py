@@ -57,8 +57,7 @@ class VqAutoencoder(nn.Module):
     """x -> encodings -> the nearest codes -> x; a `space.VqNetwork` in eval mode.
 
     van den Oord et al. 2017, with the codebook as moving averages (their appendix A.1). Encodings are normalised over
-    the batch, so that they cannot shrink onto one code, and lie where fresh codes do (Lancucki et al. 2020, section
-    3.1). Scans are registered, so the decoder is told what is usual at each place, which it learns.
+    the batch, so that they cannot shrink onto one code, and lie where fresh codes do (Lancucki et al. 2020). Scans are registered, so the decoder is told what is usual at each place, which it learns.
     """
 
     def __init__(self, architecture: VqArchitecture) -> None:
@@ -107,7 +106,7 @@ class VqAutoencoder(nn.Module):
 
     @torch.no_grad()
     def revive(self, encodings: Tensor, share: float) -> Tensor:
-        """Move codes that are hardly used onto encodings at hand (Dhariwal et al. 2020, Jukebox, section 3.1).
+        """Move codes that are hardly used onto encodings at hand (Dhariwal et al. 2020, Jukebox).
 
         Args:
             encodings: (B, code, *grid), of the step; share: part of the uses a step that

@@ -175,7 +175,7 @@ class VaeGanObjective(_Adversarial):
 
 @dataclass(frozen=True)
 class AlphaGanObjective(_Adversarial):
-    """Alpha-GAN with Wasserstein critics, Kwon et al. 2019, section 2.2, with all networks told the condition.
+    """Alpha-GAN with Wasserstein critics, Kwon et al. 2019, with all networks told the condition.
 
     Generator and encoder: l1 |x - G(E(x))| - adversarial (D(G(E(x))) + D(G(z))) / 2 - code C(E(x)). Image critic: the
     mean of D(G(E(x))) and D(G(z)), less D(x); code critic: C(E(x)) - C(z), so that codes look like the prior; both with
@@ -246,7 +246,8 @@ def gradient_penalty(critic: Any, real: Tensor, fake: Tensor) -> Tensor:
         critic: (B, ...) -> (B,), each row from its own alone; real, fake: (B, ...), without gradients.
     """
     part = torch.rand((len(real), *[1] * (real.ndim - 1)), device=real.device)
-    between = torch.lerp(fake, real, part).requires_grad_(True)
+    # A clone, as what counts the operations of a training cannot follow a gradient to a leaf.
+    between = torch.lerp(fake, real, part).requires_grad_(True).clone()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # Not the norm itself: its gradient at 0, where a fresh critic may be, is nan.
     length = (slope.flatten(1).square().sum(1) + 1e-12).sqrt()

@@ -38,9 +38,9 @@ LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class VqObjective:
-    """The first stage of Tudosiu et al. 2022, section 2.1.
+    """The first stage of Tudosiu et al. 2022.
 
-    l1 |x - y| + spectral (|F x| - |F y|)^2 of the Fourier amplitudes (Dhariwal et al. 2020, eq. 3) + commitment
+    l1 |x - y| + spectral (|F x| - |F y|)^2 of the Fourier amplitudes (Dhariwal et al. 2020, Jukebox) + commitment
     |E(x) - sg e|^2 (van den Oord et al. 2017, eq. 3) + adversarial (D(y) - 1)^2, and the critic's own (D(x) - 1)^2 +
     D(y)^2 (Mao et al. 2017). Departures: no perceptual loss, as there is no network for it here; codes that fall out of
     use are moved; the adversarial term is measured by the reconstruction's (`balance`).
@@ -163,7 +163,7 @@ def tokens_of(space: VqSpace, people: People, number: int) -> Made:
 
 @dataclass(frozen=True)
 class TransformerObjective:
-    """Cross-entropy of each token given those before it and the condition: Tudosiu et al. 2022, section 2.2.
+    """Cross-entropy of each token given those before it and the condition: the second stage of Tudosiu et al. 2022.
 
     Attributes:
         sequences: items of tokens (B, N) and context (B, V).
