@@ -30,12 +30,14 @@ class ImageCritic(nn.Module):
         channels: width at each level; the first sees the bands, and every level after it halves the sides.
         variables: of the condition.
         spectral: divide each weight by its largest singular value (Miyato et al. 2018).
+        wavelets: levels of the Haar wavelet whose bands it sees.
     """
 
-    def __init__(self, channels: tuple[int, ...], variables: int, spectral: bool = False) -> None:
+    def __init__(self, channels: tuple[int, ...], variables: int, spectral: bool = False, wavelets: int = 1) -> None:
         super().__init__()
         bounded: Callable[[Any], Any] = spectral_norm if spectral else nn.Identity()
-        widths = (8, *channels)
+        self.wavelets = wavelets
+        widths = (8**wavelets, *channels)
         self.layers = nn.ModuleList(
             bounded(nn.Conv3d(before, after, 3, padding=1) if level == 0 else nn.Conv3d(before, after, 4, 2, 1))
             for level, (before, after) in enumerate(zip(widths, channels, strict=False))
@@ -45,11 +47,13 @@ class ImageCritic(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B,) of images (B, 1, X, Y, Z) under conditions (B, V), and the features that they come from."""
-        x = wavelet.forward(x)
+        x = wavelet.forward(x, self.wavelets)
         for layer in self.layers:
             x = functional.leaky_relu(layer(x), 0.2)
+        x = x.float()
         seen = x.mean((2, 3, 4))
-        return self.score(seen)[:, 0] + (self.told(context).sum(1) * seen).mean(1), x
+        with torch.autocast(x.device.type, enabled=False):  # scores that differ little would be the same in bfloat16
+            return self.score(seen)[:, 0] + (self.told(context).sum(1) * seen).mean(1), x
 
 
 class CodeCritic(nn.Module):

@@ -19,14 +19,15 @@ class GeneratorArchitecture:
     """Size and shape of encoder and decoder; everything needed to rebuild them.
 
     Attributes:
-        sides: of the image, each even.
-        channels: width at each level, from the wavelet's, at half the sides, to where the code enters; every level
-            after the first halves them, rounded up.
+        sides: of the image, multiples of 2^wavelets.
+        channels: width at each level, from the wavelets', at 1/2^wavelets of the sides, to where the code enters; every
+            level after the first halves them, rounded up.
         variables: condition variables it is told.
         code: numbers in a code.
         spatial: channels in which a code is spread over the last level.
         variational: the encoder says how sure it is of each number, and a code is drawn from that.
         groups: of the group norm.
+        wavelets: levels of the Haar wavelet that the networks work on.
     """
 
     sides: tuple[int, int, int]
@@ -36,12 +37,15 @@ class GeneratorArchitecture:
     spatial: int = 16
     variational: bool = False
     groups: int = 8
+    wavelets: int = 1
 
     def __post_init__(self) -> None:
         if len(self.channels) < 2 or any(width < 1 or width % self.groups for width in self.channels):
             raise ValueError(f"channels {list(self.channels)}: at least two widths, each a multiple of {self.groups}")
-        if len(self.sides) != 3 or any(side < 2 or side % 2 for side in self.sides):
-            raise ValueError(f"sides {list(self.sides)}: three, each even")
+        if self.wavelets < 1:
+            raise ValueError(f"wavelets {self.wavelets}: at least 1")
+        if len(self.sides) != 3 or any(side < 1 or side % 2**self.wavelets for side in self.sides):
+            raise ValueError(f"sides {list(self.sides)}: three multiples of {2**self.wavelets}")
         if min(self.code, self.spatial, self.variables) < 1:
             raise ValueError(
                 f"code {self.code}, spatial {self.spatial}, variables {self.variables}: at least 1 of each"
@@ -50,7 +54,7 @@ class GeneratorArchitecture:
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
         """Sides of each level."""
-        levels = [tuple(side // 2 for side in self.sides)]
+        levels = [tuple(side // 2**self.wavelets for side in self.sides)]
         for _ in self.channels[1:]:
             levels.append(tuple(-(-side // 2) for side in levels[-1]))
         return tuple(levels)
@@ -87,7 +91,7 @@ class Generator(nn.Module):
         a = architecture
         width, last, count = 4 * a.channels[0], a.places[-1], math.prod(a.places[-1])
         self.tokens = Tokens(a.variables, width)
-        self.enter = nn.Conv3d(8, a.channels[0], 3, padding=1)
+        self.enter = nn.Conv3d(8**a.wavelets, a.channels[0], 3, padding=1)
         self.down = nn.ModuleList(Block(n, m, width, a.groups, stride=2) for n, m in pairwise(a.channels))
         self.narrow = nn.Conv3d(a.channels[-1], a.spatial, 1)
         self.to_code = nn.Linear(a.spatial * count, (2 if a.variational else 1) * a.code)
@@ -97,7 +101,7 @@ class Generator(nn.Module):
         self.widen = nn.Conv3d(a.spatial, a.channels[-1], 1)
         self.up = nn.ModuleList(Block(n, m, width, a.groups) for n, m in pairwise(a.channels[::-1]))
         self.leave = nn.Sequential(
-            nn.GroupNorm(a.groups, a.channels[0]), nn.SiLU(), nn.Conv3d(a.channels[0], 8, 3, padding=1)
+            nn.GroupNorm(a.groups, a.channels[0]), nn.SiLU(), nn.Conv3d(a.channels[0], 8**a.wavelets, 3, padding=1)
         )
 
     def encode(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +110,7 @@ class Generator(nn.Module):
         The std is 0 where the encoder is not variational.
         """
         told = self.tokens(context).sum(1)
-        x = self.enter(wavelet.forward(x))
+        x = self.enter(wavelet.forward(x, self.architecture.wavelets))
         for block in self.down:
             x = block(x, told)
         said = self.to_code(self.narrow(functional.silu(x)).flatten(1)).float()
@@ -123,4 +127,4 @@ class Generator(nn.Module):
         x = self.widen(self.from_code(joined).view(len(z), a.spatial, *a.places[-1])) + self.atlas
         for block, sides in zip(self.up, a.places[-2::-1], strict=True):
             x = block(functional.interpolate(x, size=sides, mode="nearest"), told)
-        return wavelet.inverse(self.leave(x).float())
+        return wavelet.inverse(self.leave(x).float(), a.wavelets)

@@ -21,9 +21,10 @@ class VqArchitecture:
 
     Attributes:
         sides: of the image, multiples of the factor.
-        channels: width at each level; each halves the sides, and so does the Haar wavelet before them.
+        channels: width at each level; each halves the sides, and so does each level of the Haar wavelet before them.
         blocks: residual units a level; codes, code: how many, and of how many numbers.
         commitment: weight of what keeps encodings near their codes; decay: of the codebook's averages.
+        wavelets: levels of the Haar wavelet.
     """
 
     sides: tuple[int, int, int]
@@ -33,19 +34,22 @@ class VqArchitecture:
     code: int = 32
     commitment: float = 0.25
     decay: float = 0.99
+    wavelets: int = 1
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels {list(self.channels)}: at least one width")
         if len(self.sides) != 3 or any(side % self.factor for side in self.sides):
             raise ValueError(f"sides {list(self.sides)}: three multiples of {self.factor}")
-        if min(self.blocks, self.codes, self.code) < 1:
-            raise ValueError(f"blocks {self.blocks}, codes {self.codes}, code {self.code}: at least 1 of each")
+        if min(self.blocks, self.codes, self.code, self.wavelets) < 1:
+            raise ValueError(
+                f"blocks {self.blocks}, codes {self.codes}, code {self.code}, wavelets {self.wavelets}: at least 1 of each"
+            )
 
     @property
     def factor(self) -> int:
         """Image voxels to a token's along each axis."""
-        return int(2 ** (len(self.channels) + 1))
+        return int(2 ** (len(self.channels) + self.wavelets))
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -57,7 +61,8 @@ class VqAutoencoder(nn.Module):
     """x -> encodings -> the nearest codes -> x; a `space.VqNetwork` in eval mode.
 
     van den Oord et al. 2017, with the codebook as moving averages (their appendix A.1). Encodings are normalised over
-    the batch, so that they cannot shrink onto one code, and lie where fresh codes do (Lancucki et al. 2020). Scans are registered, so the decoder is told what is usual at each place, which it learns.
+    the batch, so that they cannot shrink onto one code, and lie where fresh codes do (Lancucki et al. 2020). Scans are
+    registered, so the decoder is told what is usual at each place, which it learns.
     """
 
     def __init__(self, architecture: VqArchitecture) -> None:
@@ -66,8 +71,8 @@ class VqAutoencoder(nn.Module):
         levels = len(architecture.channels)
         self.body = VQVAE(
             spatial_dims=3,
-            in_channels=8,
-            out_channels=8,
+            in_channels=8**architecture.wavelets,
+            out_channels=8**architecture.wavelets,
             channels=architecture.channels,
             num_res_layers=architecture.blocks,
             num_res_channels=architecture.channels,
@@ -88,12 +93,12 @@ class VqAutoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Encodings (B, code, *grid) of images (B, 1, X, Y, Z), before quantisation."""
-        encodings: Tensor = self.spread(self.body.encode(wavelet.forward(x)).float())
+        encodings: Tensor = self.spread(self.body.encode(wavelet.forward(x, self.architecture.wavelets)).float())
         return encodings
 
     def decode(self, codes: Tensor) -> Tensor:
         """The image (B, 1, X, Y, Z) of codes (B, code, *grid)."""
-        return wavelet.inverse(self.body.decode(codes + self.places).float())
+        return wavelet.inverse(self.body.decode(codes + self.places).float(), self.architecture.wavelets)
 
     def quantized(self, encodings: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest codes, through which gradients pass straight, and the commitment loss.

@@ -1,4 +1,4 @@
-"""The Haar wavelet, one level, orthonormal, in 2D or 3D: an image as 2^d bands of half its sides.
+"""The Haar wavelet, orthonormal, in 2D or 3D: an image as 2^d bands of half its sides.
 
 Along each axis low = (even + odd) / sqrt(2) and high = (even - odd) / sqrt(2), so energy is kept, white noise stays
 white, and the inverse is the transpose. Both directions are sums and differences with one multiplication at the
@@ -24,13 +24,14 @@ def bands(dimensions: int) -> tuple[str, ...]:
     return tuple("".join(letters) for letters in itertools.product("LH", repeat=dimensions))
 
 
-def forward(x: Tensor) -> Tensor:
+def forward(x: Tensor, levels: int = 1) -> Tensor:
     """The bands of an image.
 
     Args:
         x: (B, C, H, W) or (B, C, X, Y, Z), all sides even.
+        levels: times that all bands become bands (a wavelet packet).
     Returns:
-        (B, 2^d C, H/2, W/2) or (B, 2^d C, X/2, Y/2, Z/2), with the energy of x: |forward(x)|^2 = |x|^2.
+        (B, 2^d C, H/2, W/2) or (B, 2^d C, X/2, Y/2, Z/2) of each level, with the energy of x: |forward(x)|^2 = |x|^2.
     Raises:
         ValueError: another number of axes, or an odd side.
     """
@@ -41,16 +42,17 @@ def forward(x: Tensor) -> Tensor:
     for axis in range(3, 3 + dimensions):
         even, odd_half = y.unflatten(axis, (-1, 2)).unbind(axis + 1)
         y = torch.stack([even + odd_half, even - odd_half], dim=2).flatten(1, 2)
-    return (y * 2 ** (-dimensions / 2)).flatten(1, 2)
+    y = (y * 2 ** (-dimensions / 2)).flatten(1, 2)
+    return forward(y, levels - 1) if levels > 1 else y
 
 
-def inverse(z: Tensor) -> Tensor:
+def inverse(z: Tensor, levels: int = 1) -> Tensor:
     """The image of its bands; inverse(forward(x)) is x to rounding.
 
     Args:
-        z: (B, 2^d C, H, W) or (B, 2^d C, X, Y, Z), channels as `forward` has them.
+        z: (B, 2^d C, H, W) or (B, 2^d C, X, Y, Z), channels as `forward` has them; levels: as it has them.
     Returns:
-        (B, C, 2H, 2W) or (B, C, 2X, 2Y, 2Z).
+        (B, C, 2H, 2W) or (B, C, 2X, 2Y, 2Z), of each level.
     Raises:
         ValueError: another number of axes, or channels that are no multiple of 2^d.
     """
@@ -62,7 +64,8 @@ def inverse(z: Tensor) -> Tensor:
     for axis in reversed(range(3, 3 + dimensions)):
         low, high = y.unflatten(1, (-1, 2)).unbind(2)
         y = torch.stack([low + high, low - high], dim=axis + 1).flatten(axis, axis + 1)
-    return (y * 2 ** (-dimensions / 2)).squeeze(1)
+    y = (y * 2 ** (-dimensions / 2)).squeeze(1)
+    return inverse(y, levels - 1) if levels > 1 else y
 
 
 def _dimensions(x: Tensor) -> int:

@@ -1,7 +1,7 @@
 """Training one-pass generators against critics: VAE-GAN and alpha-GAN, conditioned on age and sex.
 
 Both sides take one step at once, from one sum of losses: what a critic says of an image reaches the generator alone
-(`unmoved`), and what a critic learns the critic alone, as images are detached there. Critics run in float32.
+(`unmoved`), and what a critic learns the critic alone, as images are detached there.
 """
 
 from __future__ import annotations
@@ -122,6 +122,9 @@ class _Adversarial:
         z, _ = network.kept.encode(x, context)
         return torch.cat([x, network.kept.decode(z, context), network.kept.decode(torch.randn_like(z), context)], dim=1)
 
+    def _image_critic(self, spectral: bool = False) -> ImageCritic:
+        return ImageCritic(self.critic, self.architecture.variables, spectral, self.architecture.wavelets)
+
     def _scene(self, item: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 1, X, Y, Z), their conditions (B, V), some withheld, and the same in another order."""
         x, context = item["image"].flatten(0, 1), item["context"].flatten(0, 1)
@@ -146,8 +149,7 @@ class VaeGanObjective(_Adversarial):
 
     def network(self) -> Rivals:
         torch.manual_seed(self.seed)
-        variables = self.architecture.variables
-        return Rivals(Generator(self.architecture), ImageCritic(self.critic, variables, spectral=True))
+        return Rivals(Generator(self.architecture), self._image_critic(spectral=True))
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         assert isinstance(network, Rivals)
@@ -156,10 +158,10 @@ class VaeGanObjective(_Adversarial):
         z = mean + std * torch.randn_like(std)
         told = torch.cat([context, other])
         y = network.kept.decode(torch.cat([z, torch.randn_like(z)]), told)
+        said, features = network.critic(x, context)
+        fakes, _ = network.critic(y.detach(), told)
+        judged, seen = unmoved(network.critic, y, told)
         with torch.autocast(x.device.type, enabled=False):
-            said, features = network.critic(x, context)
-            fakes, _ = network.critic(y.detach(), told)
-            judged, seen = unmoved(network.critic, y, told)
             goal = features.detach()
             like = (seen[: len(x)] - goal).square().mean() / goal.square().mean().clamp_min(1e-12)
             l1 = functional.l1_loss(y[: len(x)], x)
@@ -187,9 +189,8 @@ class AlphaGanObjective(_Adversarial):
 
     def network(self) -> Rivals:
         torch.manual_seed(self.seed)
-        variables = self.architecture.variables
-        codes = CodeCritic(self.architecture.code, variables)
-        return Rivals(Generator(self.architecture), ImageCritic(self.critic, variables), codes)
+        codes = CodeCritic(self.architecture.code, self.architecture.variables)
+        return Rivals(Generator(self.architecture), self._image_critic(), codes)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         assert isinstance(network, Rivals)
@@ -197,16 +198,16 @@ class AlphaGanObjective(_Adversarial):
         z, _ = network.kept.encode(x, context)
         prior, told = torch.randn_like(z), torch.cat([context, other])
         y = network.kept.decode(torch.cat([z, prior]), told)
+        fooled = -unmoved(network.critic, y, told)[0].mean()
+        distance = network.critic(x, context)[0].mean() - network.critic(y.detach(), told)[0].mean()
+        # Of both kinds of fakes: each second image of the prior's, and the scans' own codes' for the others.
+        even = (torch.arange(len(x), device=x.device) % 2 == 0).view(-1, 1, 1, 1, 1)
+        fakes = torch.where(even, y[: len(x)], y[len(x) :]).detach()
+        penalty = gradient_penalty(lambda image: network.critic(image, context)[0], x, fakes)
         with torch.autocast(x.device.type, enabled=False):
             l1 = self.weights["l1"] * functional.l1_loss(y[: len(x)], x)
-            fooled = -unmoved(network.critic, y, told)[0].mean()
             coded = -unmoved(network.codes, z, context).mean()
-            distance = network.critic(x, context)[0].mean() - network.critic(y.detach(), told)[0].mean()
             apart = network.codes(prior, context).mean() - network.codes(z.detach(), context).mean()
-            # Of both kinds of fakes: each second image of the prior's, and the scans' own codes' for the others.
-            even = (torch.arange(len(x), device=x.device) % 2 == 0).view(-1, 1, 1, 1, 1)
-            fakes = torch.where(even, y[: len(x)], y[len(x) :]).detach()
-            penalty = gradient_penalty(lambda image: network.critic(image, context)[0], x, fakes)
             penalty_codes = gradient_penalty(lambda code: network.codes(code, context), prior, z.detach())
             scale = self.weights["adversarial"] * balance(l1, fooled, y)
             scale_codes = self.weights["code"] * balance(l1, coded, z)

@@ -103,6 +103,12 @@ class VqObjective:
         codes, commitment = network.kept.quantized(encodings)
         y = network.kept.decode(codes)
         used = network.kept.revive(encodings, LEAST_SHARE) if network.training else x.new_zeros(())
+        if self.weights["adversarial"]:
+            judged, real, fake = (
+                unmoved(network.critic, y).float(),
+                network.critic(x).float(),
+                network.critic(y.detach()).float(),
+            )
         with torch.autocast(x.device.type, enabled=False):
             l1 = functional.l1_loss(y, x)
             spectral = functional.mse_loss(amplitudes(y), amplitudes(x))
@@ -111,8 +117,8 @@ class VqObjective:
             perplexity = network.kept.quantizer.perplexity
             found = {"l1": l1, "spectral": spectral, "commitment": commitment, "used": used, "perplexity": perplexity}
             if self.weights["adversarial"]:
-                fooled = (unmoved(network.critic, y) - 1).square().mean()
-                critic = (network.critic(x) - 1).square().mean() + network.critic(y.detach()).square().mean()
+                fooled = (judged - 1).square().mean()
+                critic = (real - 1).square().mean() + fake.square().mean()
                 scale = self.weights["adversarial"] * balance(shown, fooled, y)
                 loss = loss + scale * fooled + critic
                 found |= {"fooled": fooled, "critic": critic, "scale": scale}
