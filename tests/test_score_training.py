@@ -146,7 +146,9 @@ def test_a_network_has_the_papers_shape() -> None:
     assert kinds == (["Conv3d", "GroupNorm", "ReLU"] * 2 + ["MaxPool3d"]) * 4
     with torch.inference_mode():
         assert network(torch.rand(2, 1, 80, 96, 88)).shape == (2, 1)
-        assert network.features(torch.rand(1, 1, 32, 32, 32)).shape == (1, 96)
+        levels = network.levels(torch.rand(1, 1, 32, 32, 32))
+        assert [level.shape[1] for level in levels] == [12, 24, 48, 96]
+        assert network.features(torch.rand(1, 1, 32, 32, 32)).shape == (1, 180)
 
 
 @pytest.mark.parametrize("name", ["score-age", "sex", "features"])

@@ -50,12 +50,24 @@ class ConvolutionalReader(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 1, X, Y, Z), normalised, sides of 2^levels or more -> numbers (B, outputs), float32."""
-        found = self.features(image)
+        found = self.levels(image)[-1]
         with torch.autocast(image.device.type, enabled=False):
             said: Tensor = self.read(found)
         return said
 
     def features(self, image: Tensor) -> Tensor:
-        """What the last layer reads of an image (B, 1, X, Y, Z): means over all places, (B, channels[-1]) float32."""
-        found: Tensor = self.body(image).float().mean((2, 3, 4))
+        """Features of an image (B, 1, X, Y, Z): the activations of all levels, (B, sum of channels) float32.
+
+        The first levels see how sharp or noisy an image is, which the last, from which age and layout are read, nearly
+        forgets.
+        """
+        return torch.cat(self.levels(image), dim=1)
+
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """What each level says of an image (B, 1, X, Y, Z): means over all places, (B, channels) float32 each."""
+        found = []
+        for layer in self.body:
+            image = layer(image)
+            if isinstance(layer, nn.MaxPool3d):
+                found.append(image.float().mean((2, 3, 4)))
         return found

@@ -43,7 +43,7 @@ class VqArchitecture:
             raise ValueError(f"sides {list(self.sides)}: three multiples of {self.factor}")
         if min(self.blocks, self.codes, self.code, self.wavelets) < 1:
             raise ValueError(
-                f"blocks {self.blocks}, codes {self.codes}, code {self.code}, wavelets {self.wavelets}: at least 1 of each"
+                f"blocks {self.blocks}, codes {self.codes}, code {self.code}, wavelets {self.wavelets}: at least 1"
             )
 
     @property

@@ -122,6 +122,11 @@ class _Adversarial:
         z, _ = network.kept.encode(x, context)
         return torch.cat([x, network.kept.decode(z, context), network.kept.decode(torch.randn_like(z), context)], dim=1)
 
+    @property
+    def _rivalry(self) -> bool:
+        """Whether there is a critic of images: a first stage goes without, which learns to reconstruct sooner."""
+        return self.weights["adversarial"] > 0
+
     def _image_critic(self, spectral: bool = False) -> ImageCritic:
         return ImageCritic(self.critic, self.architecture.variables, spectral, self.architecture.wavelets)
 
@@ -156,6 +161,11 @@ class VaeGanObjective(_Adversarial):
         x, context, other = self._scene(item)
         mean, std = network.kept.encode(x, context)
         z = mean + std * torch.randn_like(std)
+        # Summed over the code and divided by the images: nats.
+        kl = 0.5 * (mean**2 + std**2 - 2 * std.log() - 1).sum() / len(x)
+        if not self._rivalry:
+            l1 = functional.l1_loss(network.kept.decode(z, context), x)
+            return {"loss": self.weights["l1"] * l1 + self.weights["kl"] * kl, "l1": l1, "kl": kl}
         told = torch.cat([context, other])
         y = network.kept.decode(torch.cat([z, torch.randn_like(z)]), told)
         said, features = network.critic(x, context)
@@ -165,8 +175,6 @@ class VaeGanObjective(_Adversarial):
             goal = features.detach()
             like = (seen[: len(x)] - goal).square().mean() / goal.square().mean().clamp_min(1e-12)
             l1 = functional.l1_loss(y[: len(x)], x)
-            # Summed over the code and divided by the images: nats.
-            kl = 0.5 * (mean**2 + std**2 - 2 * std.log() - 1).sum() / len(x)
             shown = self.weights["l1"] * l1 + self.weights["features"] * like
             fooled = functional.softplus(-judged).mean()
             critic = functional.softplus(-said).mean() + functional.softplus(fakes).mean()
@@ -197,32 +205,27 @@ class AlphaGanObjective(_Adversarial):
         x, context, other = self._scene(item)
         z, _ = network.kept.encode(x, context)
         prior, told = torch.randn_like(z), torch.cat([context, other])
-        y = network.kept.decode(torch.cat([z, prior]), told)
+        y = network.kept.decode(torch.cat([z, prior]) if self._rivalry else z, told if self._rivalry else context)
+        with torch.autocast(x.device.type, enabled=False):
+            l1 = functional.l1_loss(y[: len(x)], x)
+            shown = self.weights["l1"] * l1
+            coded = -unmoved(network.codes, z, context).mean()
+            apart = network.codes(prior, context).mean() - network.codes(z.detach(), context).mean()
+            penalty_codes = gradient_penalty(lambda code: network.codes(code, context), prior, z.detach())
+            loss = shown + self.weights["code"] * balance(shown, coded, z) * coded - apart
+            loss = loss + self.weights["gradient_penalty"] * penalty_codes
+        found = {"l1": l1, "codes_distance": apart, "codes_penalty": penalty_codes, "codes_square": z.square().mean()}
+        if not self._rivalry:
+            return {"loss": loss, **found}
         fooled = -unmoved(network.critic, y, told)[0].mean()
         distance = network.critic(x, context)[0].mean() - network.critic(y.detach(), told)[0].mean()
         # Of both kinds of fakes: each second image of the prior's, and the scans' own codes' for the others.
         even = (torch.arange(len(x), device=x.device) % 2 == 0).view(-1, 1, 1, 1, 1)
         fakes = torch.where(even, y[: len(x)], y[len(x) :]).detach()
         penalty = gradient_penalty(lambda image: network.critic(image, context)[0], x, fakes)
-        with torch.autocast(x.device.type, enabled=False):
-            l1 = self.weights["l1"] * functional.l1_loss(y[: len(x)], x)
-            coded = -unmoved(network.codes, z, context).mean()
-            apart = network.codes(prior, context).mean() - network.codes(z.detach(), context).mean()
-            penalty_codes = gradient_penalty(lambda code: network.codes(code, context), prior, z.detach())
-            scale = self.weights["adversarial"] * balance(l1, fooled, y)
-            scale_codes = self.weights["code"] * balance(l1, coded, z)
-            loss = l1 + scale * fooled + scale_codes * coded - distance - apart
-            loss = loss + self.weights["gradient_penalty"] * (penalty + penalty_codes)
-        return {
-            "loss": loss,
-            "l1": l1 / self.weights["l1"],
-            "distance": distance,
-            "codes_distance": apart,
-            "penalty": penalty,
-            "codes_penalty": penalty_codes,
-            "codes_square": z.square().mean(),
-            "scale": scale,
-        }
+        scale = self.weights["adversarial"] * balance(shown, fooled, y)
+        loss = loss + scale * fooled - distance + self.weights["gradient_penalty"] * penalty
+        return {"loss": loss, **found, "distance": distance, "penalty": penalty, "scale": scale}
 
 
 def balance(reconstruction: Tensor, adversarial: Tensor, at: Tensor) -> Tensor:
