@@ -1,8 +1,8 @@
-"""What the bundled features see: distances of damaged, averaged and wrongly aged sets, over that of two halves of people.
+"""What the bundled features see: distances of damaged, averaged and old sets, over that of two sets of people.
 
     python benchmarks/features.py --json docs/results/features.json
 
-Simulated people that no weights saw. The first half is the reference; the second half, as it is, is what 1 means.
+Simulated people that no weights saw. One set is the reference; another, as it is, is what 1 means.
 Distances are given for all levels, which is what cf-score takes, and for the last alone.
 """
 

@@ -86,11 +86,12 @@ def write_cohort(
         count: number of subjects.
         seed: of every draw; subject i is the same whatever the count.
         twins: changes under which each subject is rendered again.
-        ages: range of the subjects' ages; narrowed so that every twin stays within 5-100 years.
+        ages: range of the subjects' ages; narrowed so that every twin stays within 5-100 years. Where no age lets them,
+            as with -60 and +60, subjects are of the whole range and have the twins that do.
         design: what else there is to it.
     Raises:
         OutputError: the folder holds something already; if forced, subjects that would stay as they are.
-        UsageError: no age is left that suits every twin, or a change is none that the simulator can make.
+        UsageError: no age suits one of the twins, or a change is none that the simulator can make.
     """
     _age_range(ages, twins)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
@@ -205,7 +206,8 @@ def simulate(
         }
         subject, own = family.draw(seed, index), Health(**drawn)
         with torch.inference_mode():
-            changed = [(_entity(twin), subject.at(*_target(twin, age, own))) for twin in twins]
+            targets = {_entity(twin): _target(twin, age, own) for twin in twins}
+            changed = [(desc, subject.at(*target)) for desc, target in targets.items() if _is_known(target[0])]
             yield index, _name(index), [("", subject.at(age, own)), *changed]
 
 
@@ -271,17 +273,22 @@ def _target(twin: Twin, age: float, health: Health) -> tuple[float, Health]:
 
 
 def _age_range(ages: tuple[float, float], twins: Sequence[Twin]) -> tuple[float, float]:
-    """Ages whose every twin stays within the law's range."""
-    low, high = max(ages[0], AGES[0]), min(ages[1], AGES[1])
+    """Ages whose every twin stays within the law's range; all, if there are none but each twin has some."""
+    whole = low, high = max(ages[0], AGES[0]), min(ages[1], AGES[1])
     for twin in twins:
         at_zero, at_one = (_target(twin, age, WELL)[0] for age in (0.0, 1.0))
         if at_one > at_zero:  # the twin's age follows the subject's
-            low, high = max(low, AGES[0] - at_zero), min(high, AGES[1] - at_zero)
-        elif not AGES[0] <= at_zero <= AGES[1]:
-            low, high = 1.0, 0.0
-    if low > high:
-        raise UsageError(f"no age lets every twin stay within {AGES[0]:g}-{AGES[1]:g} years")
-    return low, high
+            least, most = AGES[0] - at_zero, AGES[1] - at_zero
+        else:
+            least, most = whole if _is_known(at_zero) else (1.0, 0.0)
+        if max(whole[0], least) > min(whole[1], most):
+            raise UsageError(f"--twin {_entity(twin)}: no age lets it stay within {AGES[0]:g}-{AGES[1]:g} years")
+        low, high = max(low, least), min(high, most)
+    return (low, high) if low <= high else whole
+
+
+def _is_known(age: float) -> bool:
+    return AGES[0] <= age <= AGES[1]
 
 
 def _write_table(path: Path, rows: list[list[str]]) -> None:
