@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 # Processes that run the tests, one thread each.
 JOBS ?= 2
 
-.PHONY: help install debian demo test test-slurm lint types docs weights
+.PHONY: help install debian demo test test-slurm lint types docs weights weights-cdm reproduce-cdm
 .NOTPARALLEL:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test     check style and types, run the tests"
 	@echo "make test-slurm  array jobs on a real SLURM, which it installs (Debian, as root)"
 	@echo "make docs     the site, into site/"
+	@echo "make reproduce-cdm  the tables of the CDM paper on a simulated cohort (about an hour on two cores)"
 	@echo "make weights  train the bundled weights anew, into runs/ (about nine hours without a GPU; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 	@echo "make debian   what some tests need beside Python: $(DEBIAN); as root, on Debian"
@@ -79,7 +80,30 @@ ANATOMY_AND_MS := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) --rea
 	--licence CC-BY-SA-3.0
 HEADS := --real $(CFTOOLS_DATA)/ixi --licence CC-BY-SA-3.0 --source "base: anatomies of two patients with MS (Lesjak et al. 2018, $\
 	CC BY); then 35 IXI scans with their heads (brain-development.org, CC BY-SA 3.0)"
-weights: $(INSTALLED)
+# The models of the CDM paper's tables: latent diffusion, CDM, and the baselines in two stages, the first without a critic.
+CACHED := $(ANATOMY) --cache runs/cache
+weights-cdm: $(INSTALLED)
+	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
+	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
+	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
+		--out runs/age-ldm-2mm
+	$(BIN)/cf-train --preset cdm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
+		--init runs/age-ldm-2mm/weights.safetensors --out runs/age-cdm-2mm
+	$(BIN)/cf-train --preset vae-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1200 \
+		--set training.learning_rate=1e-3 --out runs/vae-gan-2mm-first
+	$(BIN)/cf-train --preset vae-gan $(CACHED) --init runs/vae-gan-2mm-first/weights.safetensors --seed 1 --out runs/vae-gan-2mm
+	$(BIN)/cf-train --preset alpha-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1200 \
+		--set training.learning_rate=1e-3 --out runs/alpha-gan-2mm-first
+	$(BIN)/cf-train --preset alpha-gan $(CACHED) --init runs/alpha-gan-2mm-first/weights.safetensors --seed 1 --out runs/alpha-gan-2mm
+	$(BIN)/cf-train --preset vq $(CACHED) --out runs/vq-2mm
+	$(BIN)/cf-train --preset vqvae-ar $(CACHED) --set 'data.space="runs/vq-2mm/weights.safetensors"' --out runs/vqvae-ar-2mm
+
+# Tables 1 and 2 of the CDM paper, with figures like its 2 and 3. ARGS=--train makes weights-cdm first; --help has the rest.
+reproduce-cdm: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce_cdm.py --json docs/reproduction/cdm.json --pictures docs/reproduction $(ARGS)
+	$(BIN)/python benchmarks/tables.py --write
+
+weights: weights-cdm
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --out runs/twin-age-2mm-first
 	$(BIN)/cf-train --preset twin --condition age $(ANATOMY) --init runs/twin-age-2mm-first/weights.safetensors --seed 1 \
@@ -96,10 +120,8 @@ weights: $(INSTALLED)
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-third/weights.safetensors --seed 3 \
 		--set training.steps=1200 --set training.learning_rate=5e-4 --set training.ema=0.995 --out runs/tissues-2mm
 	$(BIN)/cf-train --preset score-age $(ANATOMY) --set training.steps=1334 --set data.cohort=600 --set data.every=1 --out runs/score-age-2mm
+	$(BIN)/cf-train --preset features $(ANATOMY) --set training.steps=1202 --set data.cohort=600 --set data.every=1 --out runs/features-2mm
 	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
 		--licence CC-BY-SA-3.0 --out runs/brainmask/base
 	$(BIN)/cf-train --preset brainmask --init runs/brainmask/base/weights.safetensors $(HEADS) --set training.steps=1572 \
 		--set training.learning_rate=1.5e-3 --set data.cohort=12 --set data.real=0.8 --out runs/brainmask-2mm
-	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
-	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
-		--out runs/age-ldm-2mm

@@ -113,7 +113,11 @@ def _synthesiser(setup: Setup, name: str) -> Synthesiser:
 def _editor(setup: Setup, name: str) -> Editor:
     preset = setup.preset(name)
     sweep = parse_sweep(CHANGES, ())
-    chosen = pipe_plan(preset, None, Condition(), **setup.moves(name)) if name in LATENT else plan(preset, sweep, Condition())
+    chosen = (
+        pipe_plan(preset, None, Condition(), **setup.moves(name))
+        if name in LATENT
+        else plan(preset, sweep, Condition())
+    )
     return Editor(chosen, _device(setup), setup.seed)
 
 

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = [DOCS / f"{name}.md" for name in ("twin-flow", "latent-diffusion", "volumes", "cdm", "raw-heads")]
+PAGES = [
+    DOCS / f"{name}.md"
+    for name in ("twin-flow", "latent-diffusion", "volumes", "cdm", "raw-heads", "scoring", "reproduction/cdm")
+]
 
 
 def facts(name: str) -> Any:
@@ -351,9 +354,89 @@ def whole_heads() -> str:
     return rows(*lines)
 
 
+#: Columns of the tables of sets, with their digits.
+SETS = {"age_mae": 1, "fid": 2, "kid": 2, "ms_ssim": 3}
+SCORES = {
+    "age_mae": "age MAE, years",
+    "fid": "FID, own features",
+    "kid": "KID",
+    "ms_ssim": "MS-SSIM",
+    "seconds": "seconds",
+}
+
+
+def reproduced(name: str, table: str, metrics: dict[str, int], timed: str) -> str:
+    """One table of a reproduction: a line a method, ours with its interval and the paper's in brackets."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in reproduction(name):
+        if row["table"] == table:
+            found.setdefault(row["method"], {})[row["metric"]] = row
+    lines = [("", *(SCORES[metric] for metric in metrics), "seconds")]
+    for method, scores in found.items():
+        cells = [with_paper(scores.get(metric), digits) for metric, digits in metrics.items()]
+        lines.append((method, *cells, f"{scores['seconds']['ours']:.1f}" if "seconds" in scores else ""))
+    return rows(*lines)
+
+
+def by_change(name: str, table: str, metric: str) -> str:
+    """A line a method, a column a change."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in reproduction(name):
+        if row["table"] == table and row["metric"] == metric:
+            found.setdefault(row["method"], {})[row["setting"]] = row
+    settings = list(dict.fromkeys(setting for scores in found.values() for setting in scores))
+    years = [setting.replace("ageMinus", "-").replace("agePlus", "+") for setting in settings]
+    lines = [("", *(f"{each} years" for each in years))]
+    lines += [(method, *(with_paper(scores.get(s), 1) for s in settings)) for method, scores in found.items()]
+    return rows(*lines)
+
+
+def truths(name: str) -> str:
+    """truth_ratio over all changes in every world, and the error outside of what changes."""
+    found: dict[str, dict[str, Any]] = {}
+    worlds = []
+    for row in reproduction(name):
+        world = row["table"].removeprefix("truth, ")
+        if world != row["table"] and row["setting"] == "overall" and row["metric"] == "truth_ratio":
+            worlds += [world] * (world not in worlds)
+            found.setdefault(row["method"], {})[world] = row
+    lines = [("", *worlds)]
+    lines += [(method, *(with_paper(cells.get(world), 2) for world in worlds)) for method, cells in found.items()]
+    return rows(*lines)
+
+
+def reproduction(name: str) -> Any:
+    """The rows of a reproduction of a paper; none while it was not run."""
+    path = DOCS / "reproduction" / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def with_paper(row: dict[str, Any] | None, digits: int) -> str:
+    """6.1 [4.4, 8.0] (2.23): ours, its interval, the paper's."""
+    if row is None or row["ours"] is None:
+        return ""
+    ours = interval(row, digits) if row["low"] is not None else f"{row['ours']:.{digits}f}"
+    return ours if row["paper"] is None else f"{ours} ({row['paper']:g})"
+
+
+def features() -> str:
+    """What the bundled features see."""
+    table = facts("features")["rows"]
+    same = table[0]
+    lines = [("second set", "all levels", "last level alone")]
+    for row in table:
+        lines.append((row["set"], *(f"{row[key] / same[key]:.1f}" for key in ("all_levels", "last_level"))))
+    return rows(*lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cycle line": cycle_line,
     "cycle ablation": cycle_ablation,
+    "features": features,
+    "cdm direct": lambda: reproduced("cdm", "1, direct", SETS, "scan"),
+    "cdm counterfactual": lambda: reproduced("cdm", "1, counterfactual", SETS, "edit"),
+    "cdm changes": lambda: by_change("cdm", "2", "age_mae"),
+    "cdm truth": lambda: truths("cdm"),
     "full size": full_size,
     "truth": truth,
     "elsewhere": elsewhere,

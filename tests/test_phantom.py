@@ -14,7 +14,7 @@ from cftools import field
 from cftools.condition import Change
 from cftools.errors import OutputError, UsageError
 from cftools.phantom.anatomy import STRUCTURES, VOXEL_ML, Anatomy, template_anatomy
-from cftools.phantom.cohort import write_cohort
+from cftools.phantom.cohort import simulate, write_cohort
 from cftools.phantom.deform import TARGETS, Knobs
 from cftools.phantom.law import AgeingLaw, load_law
 from cftools.phantom.twins import Aged, Family
@@ -173,10 +173,21 @@ def test_cohort_refuses_what_cannot_be(cohort: Path, family: Family) -> None:
         write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("age", "+30")], force=True)
     with pytest.raises(OutputError, match=r"agePlus30_T1w.nii.gz: is there"):
         write_cohort(cohort, family, GRID_2MM, 2, seed=7, twins=[Change.parse("age", "+20")], force=True)
-    with pytest.raises(UsageError, match="no age"):
+    with pytest.raises(UsageError, match=r"--twin agePlus96: no age"):
         write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("age", "+96")])
     with pytest.raises(UsageError, match="sex"):
         write_cohort(cohort, family, GRID_2MM, 1, seed=7, twins=[Change.parse("sex", "F")])
+
+
+def test_twins_that_suit_no_age_together_go_to_whom_they_suit(family: Family) -> None:
+    twins = [Change.parse("age", "-60"), Change.parse("age", "+60"), Change.parse("age", "50")]
+    given = set()
+    for _, _, images in simulate(family, 4, 7, (5.0, 100.0), twins):
+        age = images[0][1].age
+        ages = {"": age, "ageMinus60": age - 60, "agePlus60": age + 60, "age50": 50.0}
+        assert {desc: aged.age for desc, aged in images} == {desc: one for desc, one in ages.items() if 5 <= one <= 100}
+        given |= {desc for desc, _ in images}
+    assert given == {"", "ageMinus60", "agePlus60", "age50"}
 
 
 def test_altered_law_is_another_world(anatomy: Anatomy, family: Family) -> None:
