@@ -14,6 +14,10 @@ from cftools.nets import wavelet
 from cftools.nets.unet import Tokens
 
 
+#: Adam moves a number by the rate a step, whatever it is for: bands, of order 1, would be learned after all else.
+USUAL_SCALE = 10.0
+
+
 @dataclass(frozen=True)
 class GeneratorArchitecture:
     """Size and shape of encoder and decoder; everything needed to rebuild them.
@@ -81,8 +85,8 @@ class Block(nn.Module):
 class Generator(nn.Module):
     """G(z, c) and E(x, c). No convolution runs at the image's own resolution: both work on its Haar bands.
 
-    The condition enters beside the code, as the papers append it, and into each block. Scans are registered, so the
-    decoder starts from what is usual at each place, which it learns.
+    The condition enters beside the code, as the papers append it, and into each block. Scans are registered, so what is
+    usual at each place is learned as such: features that the decoder starts from, and bands that its own are added to.
     """
 
     def __init__(self, architecture: GeneratorArchitecture) -> None:
@@ -100,6 +104,7 @@ class Generator(nn.Module):
         self.atlas = nn.Parameter(0.1 * torch.randn(1, a.channels[-1], *last))
         self.widen = nn.Conv3d(a.spatial, a.channels[-1], 1)
         self.up = nn.ModuleList(Block(n, m, width, a.groups) for n, m in pairwise(a.channels[::-1]))
+        self.usual = nn.Parameter(torch.zeros(1, 8**a.wavelets, *a.places[0]))
         self.leave = nn.Sequential(
             nn.GroupNorm(a.groups, a.channels[0]), nn.SiLU(), nn.Conv3d(a.channels[0], 8**a.wavelets, 3, padding=1)
         )
@@ -127,4 +132,4 @@ class Generator(nn.Module):
         x = self.widen(self.from_code(joined).view(len(z), a.spatial, *a.places[-1])) + self.atlas
         for block, sides in zip(self.up, a.places[-2::-1], strict=True):
             x = block(functional.interpolate(x, size=sides, mode="nearest"), told)
-        return wavelet.inverse(self.leave(x).float(), a.wavelets)
+        return wavelet.inverse(self.leave(x).float() + USUAL_SCALE * self.usual, a.wavelets)
