@@ -89,7 +89,7 @@ weights-cdm: $(INSTALLED)
 		--out runs/age-ldm-2mm
 	$(BIN)/cf-train --preset cdm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
 		--init runs/age-ldm-2mm/weights.safetensors --out runs/age-cdm-2mm
-	$(BIN)/cf-train --preset vae-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1200 \
+	$(BIN)/cf-train --preset vae-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1000 \
 		--set training.learning_rate=1e-3 --out runs/vae-gan-2mm-first
 	$(BIN)/cf-train --preset vae-gan $(CACHED) --init runs/vae-gan-2mm-first/weights.safetensors --seed 1 --out runs/vae-gan-2mm
 	$(BIN)/cf-train --preset alpha-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1200 \

@@ -145,6 +145,17 @@ def test_each_side_is_moved_by_its_own_losses_alone(name: str) -> None:
     assert any(not torch.allclose(strict[one], usual[one]) for one in critics) == (name == "alpha-gan")
 
 
+@pytest.mark.parametrize("name", GANS)
+def test_a_first_stage_meets_no_critic_of_images(name: str) -> None:
+    objective = gan(name, adversarial=0.0, features=0.0)
+    network = objective.network()
+    losses = objective.losses(network, Balls()[0])
+    losses["loss"].backward()
+    moved = {one.split(".")[0] for one, p in network.named_parameters() if p.grad is not None}
+    assert moved == ({"kept"} if name == "vae-gan" else {"kept", "codes"})
+    assert losses.keys().isdisjoint({"fooled", "distance", "critic", "scale"})
+
+
 def test_the_penalty_of_a_linear_critic_is_its_closed_form() -> None:
     """Its gradient is its weight, wherever: (|w| - 1)^2."""
     weight = torch.tensor([3.0, 4.0, 12.0], requires_grad=True)
@@ -186,9 +197,11 @@ def test_a_group_of_the_optimiser_learns_at_its_own_rate(tmp_path: Path) -> None
 # Generators
 
 
-@pytest.mark.parametrize("sides", [(16, 16, 16), (12, 16, 20), (10, 6, 18)])
-def test_a_generator_gives_images_of_its_sides(sides: tuple[int, int, int]) -> None:
-    network = Generator(replace(SMALL, sides=sides, channels=(8, 16, 16)))
+@pytest.mark.parametrize(
+    ("sides", "wavelets"), [((16, 16, 16), 1), ((12, 16, 20), 1), ((10, 6, 18), 1), ((12, 16, 20), 2)]
+)
+def test_a_generator_gives_images_of_its_sides(sides: tuple[int, int, int], wavelets: int) -> None:
+    network = Generator(replace(SMALL, sides=sides, channels=(8, 16, 16), wavelets=wavelets))
     x, context = torch.rand(2, 1, *sides), torch.tensor([[0.3, torch.nan], [torch.nan, -1.0]])
     mean, std = network.encode(x, context)
     assert mean.shape == (2, 6) and not std.any()
@@ -378,7 +391,7 @@ def test_a_transformer_learns_tokens_and_draws_them(tmp_path: Path) -> None:
 TINY: dict[str, list[str]] = {
     "vae-gan": ["network.channels=[8,8,8]", "network.code=4", "network.spatial=1", "data.critic=[4,4]"],
     "alpha-gan": ["network.channels=[8,8,8]", "network.code=4", "network.spatial=1", "data.critic=[4,4]"],
-    "vq": ["network.channels=[4]", "network.codes=8", "network.code=4"],
+    "vq": ["network.channels=[4]", "network.wavelets=1", "network.codes=8", "network.code=4"],
     "vqvae-ar": ["network.width=8", "network.depth=1", "network.heads=1", "data.sequences=2"],
 }
 SIZES = ["training.steps=2", "data.cohort=1", 'data.grid="MNI152 4 mm"', "data.ages=1"]

@@ -102,6 +102,13 @@ def test_bands_are_counted_with_the_first_axis_as_the_highest_digit(dimensions: 
         torch.testing.assert_close(z, expected)
 
 
+def test_levels_are_the_wavelet_of_every_band() -> None:
+    x = torch.randn(2, 1, 8, 12, 4)
+    twice = wavelet.forward(wavelet.forward(x))
+    torch.testing.assert_close(wavelet.forward(x, 2), twice, rtol=0, atol=0)
+    torch.testing.assert_close(wavelet.inverse(twice, 2), x)
+
+
 def test_gradients_go_through_the_wavelet() -> None:
     x = image(1, 1, 4, 4).requires_grad_()
     (wavelet.forward(x)[:, 0].sum() * 3).backward()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from cftools.nets import wavelet
 from cftools.nets.unet import Tokens
 
-
 #: Adam moves a number by the rate a step, whatever it is for: bands, of order 1, would be learned after all else.
 USUAL_SCALE = 10.0
 

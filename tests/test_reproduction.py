@@ -1,0 +1,51 @@
+"""What a reproduction of a paper leaves in the docs: one shape for all, and every number that the paper has."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cftools.preset import list_presets
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "docs" / "reproduction").glob("*.json"))
+ROW = {"table", "method", "setting", "metric", "ours", "low", "high", "paper"}
+METRICS = {
+    *("fid", "kid", "ms_ssim", "age_mae", "sex_accuracy", "dice", "iou", "one_minus_dice_times_fid", "psnr_db", "mae"),
+    *("uncertainty", "truth_ratio", "outside_error", "evaluations", "seconds", "parameters_m", "tflop"),
+    *("activation_gb", "lesion_ml"),
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_every_reproduction_has_one_shape(path: Path) -> None:
+    found = json.loads(path.read_text())
+    assert found.keys() == {"command", "date", "machine", "cohort", "rows"} and {"seed", "n"} <= found["cohort"].keys()
+    for row in found["rows"]:
+        assert row.keys() == ROW and row["metric"] in METRICS
+        assert row["method"].removesuffix("-warp") in {*list_presets(), "real"}
+        assert math.isfinite(row["ours"])
+        if row["low"] is not None:
+            assert row["low"] <= row["ours"] <= row["high"], row
+    assert path.with_suffix(".md").exists()
+
+
+def test_the_cdm_papers_tables_are_there() -> None:
+    paper: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
+    rows = json.loads((ROOT / "docs" / "reproduction" / "cdm.json").read_text())["rows"]
+    found = {(row["table"], row["method"], row["setting"], row["metric"]): row["paper"] for row in rows}
+    for method, tables in paper["PAPER_1"].items():
+        for table, numbers in zip(("1, direct", "1, counterfactual"), tables, strict=True):
+            for metric, number in zip(paper["METRICS"], numbers, strict=False):
+                if number is not None and metric != "sex_accuracy":  # no reader of sex is bundled
+                    setting = "reference" if method == "real" else "overall"
+                    assert found[table, method, setting, metric] == number
+    for method, numbers in paper["PAPER_2"].items():
+        for change, number in zip(paper["CHANGES"], numbers, strict=True):
+            setting = f"age{'Minus' if change[0] == '-' else 'Plus'}{change[1:]}"
+            assert found["2", method, setting, "age_mae"] == number
