@@ -411,7 +411,7 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             settings = [*SIZES, *TINY[name]]
             settings += [f'data.space="{made("vq")}"'] if name == "vqvae-ar" else BATCH
             words = [word for setting in settings for word in ("--set", setting)]
-            words += ["--cache", str(folder / "cache"), "--workers", "0", "--device", "cpu"]
+            words += ["--cache", str(folder / "cache"), "--workers", "0", "--device", "cpu", "--validate-every", "2"]
             assert main(["--preset", name, "--out", str(out), *words]) == 0
         return out / "weights.safetensors"
 
@@ -430,6 +430,8 @@ def test_the_commands_train_edit_and_make_scans(
     from cftools.prepare import GRID_2MM
 
     chosen = ["--preset", name, "--weights", str(by_command(name)), "--device", "cpu"]
+    (validated,) = (json.loads(line) for line in (by_command(name).parent / "validation.jsonl").open())
+    assert validated.pop("step") == 2 and all(np.isfinite(list(validated.values()))) and "scale" in validated
     image = Family([template_anatomy()], load_law("normative")).draw(0, 0).at(50.0).image()[0, 0].numpy()
     scan, target = tmp_path / "sub-01_T1w.nii.gz", tmp_path / "older.nii.gz"
     Volume.from_array(image, GRID_2MM.affine).save(scan)

@@ -176,6 +176,8 @@ def test_what_the_autoencoders_recipe_leaves_can_be_used(small_space: Path) -> N
 
 def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_path: Path) -> None:
     """From the command to samples: what it writes is all that sampling needs, and what cdm is fine-tuned from."""
+    from PIL import Image
+
     from cftools.cli.train import main
     from cftools.condition import Condition
     from cftools.diffuse import DiffusionModel
@@ -188,10 +190,12 @@ def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_pat
     words = [word for setting in settings for word in ("--set", setting)]
     words += ["--workers", "0", "--device", "cpu", "--cache", str(tmp_path / "cache")]
     assert main(["--preset", "ldm", "--out", str(tmp_path / "ldm"), *words]) == 0
-    words += ["--init", str(tmp_path / "ldm" / "weights.safetensors")]
+    words += ["--init", str(tmp_path / "ldm" / "weights.safetensors"), "--preview-every", "2"]
     assert main(["--preset", "cdm", "--out", str(tmp_path / "cdm"), *words]) == 0
     logged = json.loads((tmp_path / "cdm" / "log.jsonl").read_text())
     assert {"loss", "denoising", "cycle"} <= logged.keys() and logged["cycle"] > 0
+    sheet = np.asarray(Image.open(tmp_path / "cdm" / "previews" / "step-000002.png"))
+    assert sheet.shape == (2 * 96, 3 * 3 * 96) and sheet.max() > 0, "two latents, noised, and what they are taken for"
     preset = load_preset("cdm")
     preset = replace(preset, weights={**preset.weights, "space": (str(small_space),)})
     chosen = pipe_plan(preset, str(tmp_path / "cdm" / "weights.safetensors"), Condition(), task="synth", steps=2)

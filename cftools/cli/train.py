@@ -112,6 +112,16 @@ def train(
             metavar="N", min=0, rich_help_panel="Running", help="Steps between pictures in DIR/previews; 0 for none."
         ),
     ] = 500,
+    validate_every: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            rich_help_panel="Running",
+            help="Steps between losses on people who are not trained on, every tenth of --real or other simulated "
+            "ones, in DIR/validation.jsonl; 0 for none.",
+        ),
+    ] = 0,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", rich_help_panel="Running", help="Also log to DIR/tensorboard.")
     ] = False,
@@ -222,6 +232,7 @@ def train(
                 watch.images,
                 preview_every,
                 cache,
+                validate_every,
             )
         except Stopped as stopped:
             terminal.say(str(stopped))

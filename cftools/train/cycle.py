@@ -98,6 +98,9 @@ class CycleObjective:
     def product(self, network: nn.Module) -> Product:
         return self.denoising.product(network)
 
+    def preview(self, network: nn.Module, item: dict[str, Tensor]) -> Tensor | None:
+        return self.denoising.preview(network, item)
+
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         draw = self.denoising.drawn(item)
         other = elsewhere(draw.context, self.categories)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from cftools.diffusion.denoiser import Prediction, target
+from cftools.diffusion.denoiser import Prediction, solved, target
 from cftools.diffusion.path import Path, describe
 from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.nets.unet import UNet, UNetArchitecture
@@ -22,6 +22,8 @@ from cftools.train.store import Store
 
 #: Latents by number: mean and std, (N, C, *sides) each, and the condition of each, (N, V), nan where unknown.
 Encoded = Callable[[int], dict[str, Tensor]]
+#: Latents in a picture.
+SHOWN = 4
 
 
 class Latents(Dataset[dict[str, Tensor]]):
@@ -144,6 +146,7 @@ class DiffusionObjective:
         dropout: share of items whose condition is withheld whole, so that the null is learned; and the share of which
             each of several variables is.
         space, space_sha256: of the latents, and of the weights that made them.
+        decode: latents (B, C, *sides) to images (B, 1, X, Y, Z), for pictures; None draws none.
     """
 
     architecture: UNetArchitecture
@@ -156,6 +159,7 @@ class DiffusionObjective:
     space: SpaceFacts
     space_sha256: str = ""
     twin: float = 0.0
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -180,6 +184,15 @@ class DiffusionObjective:
         name, settings = describe(self.path)
         facts = DiffusionFacts(name, self.prediction, FrozenMapping(settings), space=self.space_sha256)
         return Product(network, self.space, facts)
+
+    def preview(self, network: nn.Module, item: dict[str, Tensor]) -> Tensor | None:
+        """Latents, the same noised, and what the network takes them for, decoded, (B, 3, X, Y, Z)."""
+        if self.decode is None:
+            return None
+        draw = self.drawn(item)
+        said = network(draw.noisy, draw.levels.network_time, draw.told(draw.context)).float()
+        estimate = solved(self.prediction, said, draw.noisy, draw.levels.alpha, draw.levels.sigma).x0
+        return torch.cat([self.decode(x[:SHOWN]) for x in (draw.clean, draw.noisy, estimate)], dim=1)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         draw = self.drawn(item)

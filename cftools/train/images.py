@@ -60,6 +60,10 @@ class Encoder:
         """Of the space."""
         return self.space.facts
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 1, X, Y, Z) of latents (B, C, *sides), one after the other: memory of one."""
+        return torch.cat([self.space.decode(one[None].float().to(self.device)) for one in latents])
+
     def latents(self, people: People, number: int) -> Made:
         """A person's latents at each age.
 

@@ -254,6 +254,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         encoder.facts,
         encoder.sha256,
         job.losses["twin"],
+        encoder.decode,
     )
 
 

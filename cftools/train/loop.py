@@ -24,6 +24,7 @@ from cftools.train.meter import Meter
 from cftools.train.processes import Place, Processes, processes_on
 from cftools.train.state import Log, State
 from cftools.train.stopping import signals_held_back, stop_requests
+from cftools.train.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Schedule:
         log_every: steps averaged into one line of the log, and then checked: reading a number waits for a GPU.
         batch: items of a step, whose gradients are averaged: in turn, or shared among processes.
         checkpointing: blocks compute their activations again in the backward pass instead of keeping them.
-        preview_every: steps between pictures; 0 for none.
+        preview_every, validate_every: steps between pictures, and between losses on data held out; 0 for none.
     """
 
     steps: int
@@ -93,6 +94,7 @@ class Schedule:
     batch: int = 1
     checkpointing: bool = False
     preview_every: int = 0
+    validate_every: int = 0
 
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
@@ -104,7 +106,7 @@ class Schedule:
 
 
 #: Of a schedule: what may change between a run and its resumption, as it decides no number but by rounding.
-INDIFFERENT = ("workers", "checkpointing", "preview_every")
+INDIFFERENT = ("workers", "checkpointing", "preview_every", "validate_every")
 
 #: step, steps in all, losses
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -120,6 +122,7 @@ def train(
     device: torch.device | str = "cpu",
     initial: dict[str, Tensor] | None = None,
     preview: Preview | None = None,
+    held_out: Objective | None = None,
 ) -> tuple[nn.Module, float]:
     """Train, or go on where a stopped run was, and return the averaged network and the seconds it took.
 
@@ -130,6 +133,8 @@ def train(
     Args:
         initial: weights to start from instead of random ones.
         preview: given what the objective has to show every `preview_every` steps.
+        held_out: the objective on data that are not trained on, whose losses every `validate_every` steps go to
+            `validation.jsonl`.
     Raises:
         UsageError: `out` holds a run with other settings, the initial weights are of another network, or the batch
             cannot be shared evenly.
@@ -150,15 +155,17 @@ def train(
         state.restore(path, device)
     losses = processes.wrapped(_Losses(objective, state.network))
     log = Log(out / "log.jsonl", state.step) if place.first else None
+    validation = Validation(held_out, lambda number: _drawing(number, device, schedule)) if held_out else None
+    validation_log = Log(out / "validation.jsonl", state.step) if place.first and validation else None
     items = _items(objective.dataset(), state.step, schedule, place, pinned=device.type == "cuda")
     began = time.monotonic() - state.seconds
     with stop_requests() as request:
         while state.step < schedule.steps:
             item = _step(schedule, state, losses, items, processes)
             done = state.step
-            logs = done % schedule.log_every == 0 or done == schedule.steps
+            logs = _due(done, schedule.log_every, schedule.steps)
             stops = processes.any(bool(request)) and done < schedule.steps
-            saves = done % schedule.save_every == 0 or done == schedule.steps or stops
+            saves = _due(done, schedule.save_every, schedule.steps) or stops
             if logs or saves:
                 state.meter.share(processes)
                 if not state.meter.finite():
@@ -175,6 +182,11 @@ def train(
                         progress(done, schedule.steps, means)
             if place.first and preview and schedule.preview_every and done % schedule.preview_every == 0:
                 _show(objective, state.average, item, preview, done, schedule)
+            if validation_log and validation and _due(done, schedule.validate_every, schedule.steps):
+                means = validation.losses(state.average)
+                validation_log.write({"step": done, **means})
+                if progress:
+                    progress(done, schedule.steps, {f"validation/{name}": value for name, value in means.items()})
             if saves and place.first:
                 state.save(path)
             if stops:
@@ -183,6 +195,11 @@ def train(
                     f"{out} holds its state: the same command goes on from there"
                 )
     return state.average, state.seconds
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+    """Whether something that is done every so many steps, and after the last, is due; never, for 0."""
+    return bool(every) and (done % every == 0 or done == steps)
 
 
 def _make(out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,12 @@ from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
 from cftools.prepare import Grid
 from cftools.preset import Recipe
+from cftools.schema import FrozenMapping
 from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, grid_of, variables_of
 from cftools.train.loop import Objective, Preview, Progress, Schedule, train
 from cftools.train.people import Portrait
 from cftools.train.processes import place_of
+from cftools.train.validation import ANOTHER_SEED, SUBJECTS, split
 
 
 def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
@@ -87,12 +89,14 @@ class Planned:
 
     Attributes:
         architecture: of its network; initial: weights that it starts from.
+        held_out: the same objective on people who are not trained on; None where nobody asked.
     """
 
     objective: Objective
     schedule: Schedule
     architecture: Any
     initial: weights.Checkpoint | None
+    held_out: Objective | None = None
 
 
 def planned(
@@ -106,11 +110,19 @@ def planned(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     preview_every: int = 0,
     cache: Path | None = None,
+    validate_every: int = 0,
 ) -> Planned:
     """What `run` trains; arguments and errors as there."""
     architecture, kind = check(recipe, conditions), OBJECTIVES[recipe.objective]
     initial = weights.load(recipe.initial, expect=recipe.network.architecture) if recipe.initial else None
-    job = job_of(recipe, conditions, anatomies, real, law, seed, cache, initial)
+    seen, unseen = split(real) if validate_every else (real, [])
+    job = job_of(recipe, conditions, anatomies, seen, law, seed, cache, initial)
+    held_out = None
+    if validate_every:
+        subjects = min(SUBJECTS, job.cohort or SUBJECTS)
+        few = replace(recipe, data=FrozenMapping({**recipe.data, "cohort": subjects}))
+        others = job_of(few, conditions, anatomies, unseen, law, seed + ANOTHER_SEED, cache, initial)
+        held_out = kind.objective(others, architecture)
     training = recipe.training
     schedule = Schedule(
         steps=training.steps,
@@ -122,8 +134,9 @@ def planned(
         batch=training.batch,
         checkpointing=training.checkpointing,
         preview_every=preview_every,
+        validate_every=validate_every,
     )
-    return Planned(kind.objective(job, architecture), schedule, architecture, initial)
+    return Planned(kind.objective(job, architecture), schedule, architecture, initial, held_out)
 
 
 def run(
@@ -145,6 +158,7 @@ def run(
     preview: Preview | None = None,
     preview_every: int = 0,
     cache: Path | None = None,
+    validate_every: int = 0,
 ) -> Path:
     """Train a recipe and write `out/weights.safetensors`, or go on with a run that was stopped.
 
@@ -156,15 +170,16 @@ def run(
             heads, as `brainmask.real_head` keeps them.
         source: what they are, in words, with their licence; licence: of the weights, an SPDX name.
         command, date: for the record.
-        workers, dtype, preview_every: as in `Schedule`; preview: as for `train`.
+        workers, dtype, preview_every, validate_every: as in `Schedule`; preview: as for `train`. For validation every
+            tenth of `real` is held out, and else other subjects are simulated.
         cache: folder in which simulated subjects and latents stay for other workers and trainings.
     Raises:
         PresetError: the recipe asks for something there is not. UsageError, Stopped: as `train`.
     """
-    plan = planned(recipe, conditions, anatomies, real, law, seed, workers, dtype, preview_every, cache)
+    plan = planned(recipe, conditions, anatomies, real, law, seed, workers, dtype, preview_every, cache, validate_every)
     kind, initial = OBJECTIVES[recipe.objective], plan.initial
     tensors = initial.tensors if initial else None
-    trained, seconds = train(plan.objective, plan.schedule, out, progress, device, tensors, preview)
+    trained, seconds = train(plan.objective, plan.schedule, out, progress, device, tensors, preview, plan.held_out)
     path = out / "weights.safetensors"
     if not place_of().first:
         return path

@@ -1,0 +1,75 @@
+"""Losses on what is held out: they change no bit of a training, and tell learning from learning by heart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import SCHEDULE, Line, Points
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cftools.train.loop import train
+from cftools.train.validation import ITEMS, split
+
+WATCHED = replace(SCHEDULE, validate_every=25)
+
+
+class Other(Line):
+    """The same task, on points that lie elsewhere; remembers which."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.shift, self.asked = shift, list[int]()
+
+    def dataset(self) -> Dataset[dict[str, Tensor]]:
+        asked, shift = self.asked, self.shift
+
+        class Elsewhere(Points):
+            def __getitem__(self, index: int) -> dict[str, Tensor]:
+                asked.append(index)
+                return {"x": super().__getitem__(index)["x"], "y": super().__getitem__(index)["y"] + shift}
+
+        return Elsewhere()
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "validation.jsonl").open()]
+
+
+def test_a_validation_changes_no_bit_and_sees_the_same_items_each_time(tmp_path: Path) -> None:
+    held_out = Other()
+    train(Line(), SCHEDULE, tmp_path / "alone")
+    network, _ = train(Line(), WATCHED, tmp_path / "watched", held_out=held_out)
+    alone, watched = (load_file(tmp_path / out / "state.safetensors") for out in ("alone", "watched"))
+    assert all(torch.equal(alone[name], watched[name]) for name in alone)
+    assert held_out.asked == list(ITEMS), "made once"
+    found = lines(tmp_path / "watched")
+    assert [line["step"] for line in found] == [25, 50, 60]
+    assert found[-1]["loss"] < found[0]["loss"] and found[0].keys() == {"step", "loss", "absolute"}
+    assert network.training and not any(one.requires_grad for one in network.parameters())
+
+
+def test_what_is_learned_by_heart_shows(tmp_path: Path) -> None:
+    train(Line(), WATCHED, tmp_path / "same", held_out=Other())
+    train(Line(), WATCHED, tmp_path / "other", held_out=Other(shift=10.0))
+    assert lines(tmp_path / "other")[-1]["absolute"] > lines(tmp_path / "same")[-1]["absolute"] + 5
+
+
+def test_the_losses_are_those_of_the_averaged_network_as_it_is_used(tmp_path: Path) -> None:
+    """Without dropout: the mean over the items, worked out here again."""
+    network, _ = train(Line(), WATCHED, tmp_path, held_out=Other())
+    network.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        own = [float(Line().losses(network, Points()[number])["loss"]) for number in ITEMS]
+    assert lines(tmp_path)[-1]["loss"] == pytest.approx(sum(own) / len(own), rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(0, []), (1, []), (2, [0]), (9, [0]), (10, [0]), (25, [0, 10, 20])])
+def test_every_tenth_is_held_out(count: int, held_out: list[int]) -> None:
+    seen, unseen = split(list(range(count)))
+    assert unseen == held_out and sorted(seen + unseen) == list(range(count))
