@@ -103,9 +103,9 @@ def edits_of(model: DiffusionModel, twins: Twins) -> tuple[Tensor, Tensor]:
     null = torch.full_like(twins.context, torch.nan)
     own, other = Inputs(context=twins.context, null=null), Inputs(context=twins.swapped(twins.context), null=null)
     draws = noise.Draws(0, tuple(range(len(twins.latents))))
-    scene = Scene(twins.latents)
+    scene = Scene(model.standard(twins.latents))
     begun = model.sampler.up(scene, own, draws)
-    return model.sampler.down(begun, scene, other, draws), model.sampler.down(begun, scene, own, draws)
+    return tuple(model.back(model.sampler.down(begun, scene, each, draws)) for each in (other, own))
 
 
 def scores(model: DiffusionModel, twins: Twins, reader: ScalarReader) -> dict[str, tuple[float, float, float]]:

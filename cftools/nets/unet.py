@@ -21,10 +21,11 @@ class UNetArchitecture:
         attention: which levels attend, to themselves and to the condition.
         variables: condition variables it is told, each a token; 0 for a network that is told nothing.
         atlas: channels learned for each place of the latent, seen beside it; 0 for a network that has none and takes
-            latents of any size. sides: of the latent, for the atlas.
+            latents of any size. sides: of the latent, for the atlas and for `centred`.
         blocks: residual blocks a level; heads: channels of an attention head; groups: of the group norm.
         dimensions: 2 or 3.
         timed: what is told goes beside the time into every block too, not by attention alone.
+        centred: noise is mixed with latents less what is usual at a place, over how much each channel varies.
     """
 
     inputs: int
@@ -39,6 +40,7 @@ class UNetArchitecture:
     groups: int = 8
     dimensions: int = 3
     timed: bool = False
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.outputs, self.blocks) < 1:
@@ -51,8 +53,11 @@ class UNetArchitecture:
             raise ValueError(f"heads {self.heads}: must divide the width of each level that attends")
         if not self.attention[-1]:
             raise ValueError("attention: the last level attends always, as MONAI's middle block does: say true there")
-        if self.atlas < 0 or (self.atlas > 0) != (len(self.sides) == self.dimensions):
-            raise ValueError(f"atlas {self.atlas}, sides {list(self.sides)}: an atlas needs the latent's sides")
+        placed = self.atlas > 0 or self.centred
+        if self.atlas < 0 or placed != (len(self.sides) == self.dimensions):
+            raise ValueError(
+                f"atlas {self.atlas}, centred {self.centred}, sides {list(self.sides)}: both need the latent's sides"
+            )
 
     @property
     def divisor(self) -> int:
@@ -87,6 +92,38 @@ class Tokens(nn.Module):
         return torch.where(known[..., None], told, self.null.to(told.dtype))
 
 
+class Standard(nn.Module):
+    """Latents less what is usual at each place, over how much each channel varies, so that they have unit variance.
+
+    Else the noise drowns what tells one brain from another long before it drowns what all have in common, and most of
+    a training, and of a sampling, is about an average (Rombach et al. 2022, section 4.3.2 and appendix G, scale by one
+    number; registered scans have an average worth taking off).
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, channels: int, sides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(1, channels, *sides))
+        self.register_buffer("spread", torch.ones(1, channels, *[1] * len(sides)))
+
+    def learn(self, latents: Tensor) -> None:
+        """Take centre and spread from latents (B, C, *sides) such as will be trained on."""
+        centre = latents.mean(0, keepdim=True)
+        apart = (latents - centre).square().mean((0, *range(2, latents.ndim)), keepdim=True).sqrt()
+        self.centre.copy_(centre)
+        self.spread.copy_(apart.clamp_min(1e-3))
+
+    def of(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, *sides) as the network takes them."""
+        return (latents - self.centre) / self.spread
+
+    def back(self, x: Tensor) -> Tensor:
+        """The latents of what `of` makes of them."""
+        return x * self.spread + self.centre
+
+
 class UNet(nn.Module):
     """(x_t, time, condition) -> what the path's prediction says.
 
@@ -102,6 +139,7 @@ class UNet(nn.Module):
         self.atlas = (
             nn.Parameter(torch.zeros(1, architecture.atlas, *architecture.sides)) if architecture.atlas else None
         )
+        self.standard = Standard(architecture.outputs, architecture.sides) if architecture.centred else None
         timed = told and architecture.timed
         self.body = DiffusionModelUNet(
             spatial_dims=architecture.dimensions,

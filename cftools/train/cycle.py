@@ -102,7 +102,7 @@ class CycleObjective:
         return self.denoising.preview(network, item)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        draw = self.denoising.drawn(item)
+        draw = self.denoising.drawn(network, item)
         other = elsewhere(draw.context, self.categories)
         printed = self.way.terms == "printed"
         found = self.denoising.judged(network, draw, draw.told(other if printed else draw.context))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from cftools.train.store import Store
 
 #: Latents by number: mean and std, (N, C, *sides) each, and the condition of each, (N, V), nan where unknown.
 Encoded = Callable[[int], dict[str, Tensor]]
-#: Latents in a picture.
-SHOWN = 4
+#: Latents in a picture, and subjects from whom it is learned what is usual.
+SHOWN, TYPICAL = 4, 24
 
 
 class Latents(Dataset[dict[str, Tensor]]):
@@ -67,6 +68,10 @@ class Latents(Dataset[dict[str, Tensor]]):
         shape = (self.subjects, 1, *item["mean"].shape[2:])  # one draw for all ages: they differ by age alone
         draws = torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
         return {"latent": item["mean"] + item["std"] * draws, "context": item["context"]}
+
+    def typical(self) -> Tensor:
+        """Latents of the first subjects at all their ages, (B, C, *sides)."""
+        return torch.cat([self._subject(number)["mean"].float() for number in range(min(TYPICAL, self.people.size))])
 
     def _subject(self, number: int) -> dict[str, Tensor]:
         return self.store.get(number, lambda: self.halved(number))
@@ -147,6 +152,7 @@ class DiffusionObjective:
             each of several variables is.
         space, space_sha256: of the latents, and of the weights that made them.
         decode: latents (B, C, *sides) to images (B, 1, X, Y, Z), for pictures; None draws none.
+        typical: latents (B, C, *sides) from which a network that takes them centred learns how.
     """
 
     architecture: UNetArchitecture
@@ -160,10 +166,18 @@ class DiffusionObjective:
     space_sha256: str = ""
     twin: float = 0.0
     decode: Callable[[Tensor], Tensor] | None = None
+    typical: Callable[[], Tensor] | None = None
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return UNet(self.architecture)
+        network = UNet(self.architecture)
+        if network.standard is not None and self._typical is not None:
+            network.standard.learn(self._typical)
+        return network
+
+    @cached_property
+    def _typical(self) -> Tensor | None:
+        return None if self.typical is None else self.typical()
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.latents
@@ -189,19 +203,23 @@ class DiffusionObjective:
         """Latents, the same noised, and what the network takes them for, decoded, (B, 3, X, Y, Z)."""
         if self.decode is None:
             return None
-        draw = self.drawn(item)
+        draw = self.drawn(network, item)
         said = network(draw.noisy, draw.levels.network_time, draw.told(draw.context)).float()
         estimate = solved(self.prediction, said, draw.noisy, draw.levels.alpha, draw.levels.sigma).x0
-        return torch.cat([self.decode(x[:SHOWN]) for x in (draw.clean, draw.noisy, estimate)], dim=1)
+        standard = getattr(network, "standard", None)
+        shown = [x if standard is None else standard.back(x) for x in (draw.clean, draw.noisy, estimate)]
+        return torch.cat([self.decode(x[:SHOWN]) for x in shown], dim=1)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        draw = self.drawn(item)
+        draw = self.drawn(network, item)
         return self.judged(network, draw, draw.told(draw.context))
 
-    def drawn(self, item: dict[str, Tensor]) -> Draw:
-        """A time and a noise for each subject, and what is withheld of its condition."""
+    def drawn(self, network: nn.Module, item: dict[str, Tensor]) -> Draw:
+        """A time and a noise for each subject, and what is withheld of its condition; clean as the network has it."""
         subjects, ages = item["latent"].shape[:2]
         clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
+        standard = getattr(network, "standard", None)
+        clean = clean if standard is None else standard.of(clean)
         # One time in each of S equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
         times = trained_times(self.path, (torch.arange(subjects) + torch.rand(subjects)) / subjects)
         times = times.repeat_interleave(ages)

@@ -221,7 +221,9 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         inputs=space.channels,
         outputs=space.channels,
         variables=len(conditions),
-        sides=space.latent_shape[1:] if recipe.network.arguments.get("atlas") else (),
+        sides=space.latent_shape[1:]
+        if {"atlas", "centred"} & {k for k, v in recipe.network.arguments.items() if v}
+        else (),
     )
 
 
@@ -255,6 +257,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         encoder.sha256,
         job.losses["twin"],
         encoder.decode,
+        None if job.recipe.initial else latents.typical,  # what is fine-tuned knows it
     )
 
 
