@@ -98,7 +98,7 @@ def best_pull(loss: Callable[[Linear], Tensor], steps: int = 150) -> float:
 
 def fixed(made: CycleObjective, time: float, step: int) -> Any:
     """What one step draws, at a time that is given."""
-    draw = made.denoising.drawn(Latents()[step])
+    draw = made.denoising.drawn(nn.Identity(), Latents()[step])
     from cftools.train.diffusion import levels
 
     times = torch.full_like(draw.times, time)
@@ -169,7 +169,7 @@ def test_the_same_noise_is_that_of_the_way_there() -> None:
     item = Latents()[0]
     torch.manual_seed(3)
     made = objective()
-    draw = made.denoising.drawn(item)
+    draw = made.denoising.drawn(network, item)
     torch.manual_seed(3)
     made.losses(network, item)
     _, (x, context), (renoised, _) = network.asked

@@ -19,7 +19,7 @@ from cftools.errors import LatentError
 from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
-from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.nets.unet import Standard, UNet, UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
 from cftools.schema import plain, read
 from cftools.space import VaeSpace
@@ -333,6 +333,53 @@ def test_an_edit_goes_where_its_condition_pulls() -> None:
     targets = [Target(SOURCE.do(age=age)) for age in (10.0, 90.0)]
     young, old = chosen.resample(chosen.invert(encoded(chosen)), targets).edited
     assert old.mean() > young.mean() + 0.1
+
+
+def test_a_centred_denoiser_edits_and_makes_latents_of_its_space() -> None:
+    """As a plain one would on centred latents, and nobody outside sees them."""
+    plain_model, centred = model(), model()
+    shape = plain_model.space.facts.latent_shape
+    standard = Standard(shape[0], shape[1:])
+    standard.learn(3 * torch.randn(16, *shape) * torch.rand(1, *shape) + torch.randn(1, *shape))
+    centred.network.standard = standard
+    latent, targets = encoded(centred), [Target(SOURCE.do(age=80.0))]
+    mean = torch.from_numpy(latent.tensors["mean"])
+    moved = replace(latent, tensors={**latent.tensors, "mean": standard.of(mean).numpy()})
+    expected = plain_model.resample(plain_model.invert(moved), targets)
+    state = centred.invert(latent)
+    np.testing.assert_array_equal(state.tensors["mean"], latent.tensors["mean"])
+    found = centred.resample(state, targets)
+    for name in ("edited.0", "factual"):
+        wanted = standard.back(torch.from_numpy(expected.tensors[name]))
+        np.testing.assert_allclose(found.tensors[name], wanted, rtol=1e-4, atol=1e-4)
+    made, plain_made = (one.synthesise(targets, 0, 0).edited[0] for one in (centred, plain_model))
+    np.testing.assert_allclose(made, standard.back(torch.from_numpy(plain_made)), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_usual_is_learned_before_the_first_step() -> None:
+    """Latents have no mean at any place then and unit variance in every channel, whatever they had."""
+    centre, spread = torch.randn(1, 2, 8, 8, 8), torch.tensor([0.1, 5.0]).view(1, 2, 1, 1, 1)
+
+    def typical() -> torch.Tensor:
+        return centre + spread * torch.randn((400, 2, 8, 8, 8), generator=torch.Generator().manual_seed(0))
+
+    def encoded_as(number: int) -> dict[str, torch.Tensor]:
+        mean = typical()[number : number + 1]
+        return {"mean": mean, "std": torch.zeros_like(mean), "context": torch.zeros(1, 1)}
+
+    unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8, sides=(8, 8, 8), centred=True)
+    latents = Latents(encoded_as, crowd(400), 0, batch=32)
+    path = make_path("scaled-linear")
+    made = DiffusionObjective(unet, latents, path, "v", 0.2, 0, {}, SPACE, typical=typical)
+    network = made.network()
+    clean = made.drawn(network, latents[400]).clean
+    assert float(clean.mean().abs()) < 0.02
+    assert clean.var(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1, 1], abs=0.1)
+    torch.testing.assert_close(network.standard.back(network.standard.of(centre)), centre)  # type: ignore[operator,union-attr]
+    assert {"standard.centre", "standard.spread"} <= network.state_dict().keys(), "they are kept with the weights"
+    tuned = replace(made, typical=None).network()
+    tuned.load_state_dict(network.state_dict())
+    torch.testing.assert_close(tuned.standard.centre, network.standard.centre)  # type: ignore[union-attr]
 
 
 def test_latents_of_others_are_refused() -> None:
