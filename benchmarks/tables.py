@@ -419,6 +419,17 @@ def with_paper(row: dict[str, Any] | None, digits: int) -> str:
     return ours if row["paper"] is None else f"{ours} ({row['paper']:g})"
 
 
+def denoiser() -> str:
+    """What denoisers know at each time, and what the one knew that took latents as they are."""
+    found: dict[str, dict[float, float]] = {}
+    for row in facts("denoiser")["rows"]:
+        found.setdefault(row["weights"], {})[row["time"]] = row["error_over_average"]
+    times = next(iter(found.values()))
+    lines = [("weights", *(f"t = {time:g}" for time in times))]
+    lines += [(name, *(f"{value:.2f}" for value in row.values())) for name, row in found.items()]
+    return rows(*lines)
+
+
 def features() -> str:
     """What the bundled features see."""
     table = facts("features")["rows"]
@@ -433,6 +444,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cycle line": cycle_line,
     "cycle ablation": cycle_ablation,
     "features": features,
+    "denoiser": denoiser,
     "cdm direct": lambda: reproduced("cdm", "1, direct", SETS, "scan"),
     "cdm counterfactual": lambda: reproduced("cdm", "1, counterfactual", SETS, "edit"),
     "cdm changes": lambda: by_change("cdm", "2", "age_mae"),

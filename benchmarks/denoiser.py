@@ -1,0 +1,87 @@
+"""What a denoiser knows at each time: the error of its estimate of x_0, over that of the average latent.
+
+    python benchmarks/denoiser.py --json docs/results/denoiser.json
+
+On simulated people that no weights saw, at two ages each, under their own condition. At time 1 all is noise, and the
+best estimate there is is the average of those of that age and sex: a ratio above 1 is worse than the average brain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cftools.diffuse import load_space
+from cftools.diffusion.denoiser import solved
+from cftools.diffusion.path import make_path
+from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.phantom.anatomy import template_anatomy
+from cftools.phantom.law import load_law
+from cftools.phantom.twins import Family
+from cftools.train.diffusion import levels, trained_times
+from cftools.train.people import Simulated
+from cftools.weights import load
+
+
+def people(space: Any, variables: Any, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Latents (B, C, *sides) of people and their conditions (B, V)."""
+    cohort = Simulated(Family([template_anatomy()], load_law("normative")), seed, 2, count, variables=variables)
+    scans = [cohort.scans(number) for number in range(count)]
+    images = torch.cat([one["image"] for one in scans]).float()
+    return torch.cat([space.encode(image[None])[0] for image in images]), torch.cat([one["context"] for one in scans])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="+", default=["age-ldm-2mm", "age-cdm-2mm"])
+    parser.add_argument("--space", default="ae-2mm")
+    parser.add_argument("--times", nargs="+", type=float, default=[1.0, 0.9, 0.7, 0.4, 0.2])
+    parser.add_argument("-n", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=4242)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    space, _ = load_space(options.space)
+    rows: list[dict[str, Any]] = []
+    for name in options.weights:
+        checkpoint = load(name)
+        facts = checkpoint.facts.diffusion
+        assert facts is not None
+        network, path = checkpoint.network(UNet, UNetArchitecture), make_path(facts.path, **facts.settings)
+        latents, told = people(space, checkpoint.facts.variables, options.seed, options.n)
+        average = (latents - latents.mean(0)).square().mean()
+        clean = latents if network.standard is None else network.standard.of(latents)
+        for time in options.times:
+            at = levels(path, trained_times(path, torch.full((len(clean),), time)), clean)
+            noisy = at.alpha * clean + at.sigma * torch.randn(
+                clean.shape, generator=torch.Generator().manual_seed(options.seed)
+            )
+            said = torch.cat(
+                [network(*(x[None] for x in one)) for one in zip(noisy, at.network_time, told, strict=True)]
+            )
+            estimate = solved(facts.prediction, said.float(), noisy, at.alpha, at.sigma).x0
+            back = estimate if network.standard is None else network.standard.back(estimate)
+            ratio = float((back - latents).square().mean() / average)
+            rows.append({"weights": checkpoint.name, "time": time, "error_over_average": ratio})
+            print(f"{checkpoint.name:20} t = {time:<4} {ratio:.3f}", flush=True)
+    if options.json:
+        record = {
+            "command": f"python benchmarks/denoiser.py -n {options.n} --seed {options.seed}",
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": platform.machine(),
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
