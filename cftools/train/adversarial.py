@@ -72,17 +72,9 @@ class _Adversarial:
 
     @classmethod
     def of(cls, job: Job, architecture: GeneratorArchitecture) -> Self:
-        """The objective of a job, on its people.
-
-        Raises:
-            PresetError: a step cannot show more ages of a subject than are made.
-        """
-        ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
-        if together > ages:
-            raise PresetError(f"data.together: {together} is more than data.ages, {ages}")
-        images = Batches(job.people(ages, job.data["contrasts"]), job.seed, subjects, together, every)
+        """The objective of a job, on its people. Raises a PresetError as `Batches.of`."""
         critic, dropout = tuple(job.data["critic"]), float(job.data["dropout"])
-        return cls(architecture, images, critic, dropout, job.seed, dict(job.losses), job.record)
+        return cls(architecture, Batches.of(job), critic, dropout, job.seed, dict(job.losses), job.record)
 
     def network(self) -> Rivals:
         raise NotImplementedError

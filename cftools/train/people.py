@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cftools.condition import Condition, Variable, encoded
+from cftools.errors import PresetError
 from cftools.phantom.twins import Aged, Family
 from cftools.train.store import Made, Store
 from cftools.train.twin import AGES, normalised
+
+if TYPE_CHECKING:
+    from cftools.train.kinds import Job
 
 
 class People(Protocol):
@@ -153,6 +157,18 @@ class Batches(Dataset[Made]):
     def __init__(self, people: People, seed: int, subjects: int, together: int = 1, every: int = 1) -> None:
         self.people, self.seed = people, seed
         self.subjects, self.together, self.every = subjects, together, every
+
+    @classmethod
+    def of(cls, job: Job) -> Batches:
+        """As a job's data say, of its people in its contrasts.
+
+        Raises:
+            PresetError: a step cannot show more ages of a subject than are made.
+        """
+        ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
+        if together > ages:
+            raise PresetError(f"data.together: {together} is more than data.ages, {ages}")
+        return cls(job.people(ages, job.data["contrasts"]), job.seed, subjects, together, every)
 
     def __getitem__(self, index: int) -> Made:
         random = np.random.default_rng([self.seed, 15, index])

@@ -75,16 +75,8 @@ class _Objective:
 
     @classmethod
     def of(cls, job: Job, architecture: ConvolutionalArchitecture) -> Self:
-        """The objective of a job, on its people in its contrasts.
-
-        Raises:
-            PresetError: a step cannot show more ages of a subject than are made.
-        """
-        ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
-        if together > ages:
-            raise PresetError(f"data.together: {together} is more than data.ages, {ages}")
-        people = job.people(ages, job.data["contrasts"])
-        return cls(architecture, Batches(people, job.seed, subjects, together, every), job.seed, job.record)
+        """The objective of a job, on its people in its contrasts. Raises a PresetError as `Batches.of`."""
+        return cls(architecture, Batches.of(job), job.seed, job.record)
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)

@@ -64,9 +64,7 @@ class VqObjective:
     @classmethod
     def of(cls, job: Job, architecture: VqArchitecture) -> Self:
         """The objective of a job, on its people."""
-        ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
-        images = Batches(job.people(ages, job.data["contrasts"]), job.seed, subjects, together, every)
-        return cls(architecture, images, job.seed, dict(job.losses), job.record)
+        return cls(architecture, Batches.of(job), job.seed, dict(job.losses), job.record)
 
     def network(self) -> Rivals:
         torch.manual_seed(self.seed)
