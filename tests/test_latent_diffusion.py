@@ -358,7 +358,8 @@ def test_a_centred_denoiser_edits_and_makes_latents_of_its_space() -> None:
 
 def test_what_is_usual_is_learned_before_the_first_step() -> None:
     """Latents have no mean at any place then and unit variance in every channel, whatever they had."""
-    centre, spread = torch.randn(1, 2, 8, 8, 8), torch.tensor([0.1, 5.0]).view(1, 2, 1, 1, 1)
+    centre, spread = torch.randn(1, 2, 8, 8, 8), torch.tensor([0.1, 5.0]).view(1, 2, 1, 1, 1).repeat(1, 1, 8, 8, 8)
+    spread[:, :, :4] *= 3
 
     def typical() -> torch.Tensor:
         return centre + spread * torch.randn((400, 2, 8, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -374,7 +375,8 @@ def test_what_is_usual_is_learned_before_the_first_step() -> None:
     network = made.network()
     clean = made.drawn(network, latents[400]).clean
     assert float(clean.mean().abs()) < 0.02
-    assert clean.var(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1, 1], abs=0.1)
+    for places in (slice(0, 3), slice(5, 8)):  # between the two neighbours are taken together
+        assert clean[:, :, places].var(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1, 1], abs=0.1)
     torch.testing.assert_close(network.standard.back(network.standard.of(centre)), centre)  # type: ignore[operator,union-attr]
     assert {"standard.centre", "standard.spread"} <= network.state_dict().keys(), "they are kept with the weights"
     tuned = replace(made, typical=None).network()

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class UNetArchitecture:
         blocks: residual blocks a level; heads: channels of an attention head; groups: of the group norm.
         dimensions: 2 or 3.
         timed: what is told goes beside the time into every block too, not by attention alone.
-        centred: noise is mixed with latents less what is usual at a place, over how much each channel varies.
+        centred: noise is mixed with latents less what is usual at a place, over how much they vary there.
     """
 
     inputs: int
@@ -92,12 +93,16 @@ class Tokens(nn.Module):
         return torch.where(known[..., None], told, self.null.to(told.dtype))
 
 
+#: Of the spread of a channel's latents over all places: the least that one place has.
+LEAST_SPREAD = 0.1
+
+
 class Standard(nn.Module):
-    """Latents less what is usual at each place, over how much each channel varies, so that they have unit variance.
+    """Latents less what is usual at each place, over how much they vary there, so that they have unit variance.
 
     Else the noise drowns what tells one brain from another long before it drowns what all have in common, and most of
     a training, and of a sampling, is about an average (Rombach et al. 2022, section 4.3.2 and appendix G, scale by one
-    number; registered scans have an average worth taking off).
+    number; registered scans have an average worth taking off, and a background where nothing varies).
     """
 
     centre: Tensor
@@ -106,14 +111,18 @@ class Standard(nn.Module):
     def __init__(self, channels: int, sides: tuple[int, ...]) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(1, channels, *sides))
-        self.register_buffer("spread", torch.ones(1, channels, *[1] * len(sides)))
+        self.register_buffer("spread", torch.ones(1, channels, *sides))
 
     def learn(self, latents: Tensor) -> None:
         """Take centre and spread from latents (B, C, *sides) such as will be trained on."""
         centre = latents.mean(0, keepdim=True)
-        apart = (latents - centre).square().mean((0, *range(2, latents.ndim)), keepdim=True).sqrt()
+        variance = (latents - centre).square().mean(0, keepdim=True)
+        # Neighbours vary alike, and few latents say how much; where next to nothing varies, not all is blown up.
+        pool = functional.avg_pool3d if latents.ndim == 5 else functional.avg_pool2d
+        variance = pool(variance, 3, stride=1, padding=1, count_include_pad=False)
+        least = LEAST_SPREAD * variance.mean(tuple(range(2, latents.ndim)), keepdim=True).sqrt()
         self.centre.copy_(centre)
-        self.spread.copy_(apart.clamp_min(1e-3))
+        self.spread.copy_(torch.maximum(variance.sqrt(), least).clamp_min(1e-3))
 
     def of(self, latents: Tensor) -> Tensor:
         """Latents (B, C, *sides) as the network takes them."""
