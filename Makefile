@@ -92,7 +92,7 @@ weights-cdm: $(INSTALLED)
 	$(BIN)/cf-train --preset vae-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1000 \
 		--set training.learning_rate=1e-3 --out runs/vae-gan-2mm-first
 	$(BIN)/cf-train --preset vae-gan $(CACHED) --init runs/vae-gan-2mm-first/weights.safetensors --seed 1 --out runs/vae-gan-2mm
-	$(BIN)/cf-train --preset alpha-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1200 \
+	$(BIN)/cf-train --preset alpha-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=700 \
 		--set training.learning_rate=1e-3 --out runs/alpha-gan-2mm-first
 	$(BIN)/cf-train --preset alpha-gan $(CACHED) --init runs/alpha-gan-2mm-first/weights.safetensors --seed 1 --out runs/alpha-gan-2mm
 	$(BIN)/cf-train --preset vq $(CACHED) --out runs/vq-2mm
