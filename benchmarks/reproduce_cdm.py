@@ -127,29 +127,34 @@ def _quietly() -> None:
     warnings.simplefilter("ignore", CftoolsWarning)
 
 
+def once(marker: Path, job: Callable[[], float]) -> float:
+    """Seconds that a job took, now or when it was done before."""
+    if marker.exists():
+        return float(marker.read_text())
+    _quietly()
+    seconds = job()
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(f"{seconds:.3f}")
+    return seconds
+
+
 def made(setup: Setup, name: str, number: int, condition: Condition, out: Path) -> float:
     """Make one scan; seconds."""
-    _quietly()
     person = Person(f"sub-{number + 1:04d}", number, Target(condition))
     path = out / person.name / "anat" / f"{person.name}_T1w.nii.gz"
-    if path.exists():
-        return 0.0
     synthesiser = _synthesiser(setup, name)
     begun = time.monotonic()
     volume, provenance = synthesiser.make(person)
     taken = time.monotonic() - begun
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_described(volume, provenance, path)
+    save_described(volume, provenance, path, force=True)
     return taken
 
 
 def edited(setup: Setup, name: str, scan: Scan, changes: Sequence[str], outs: dict[str, Path]) -> float:
     """Edit one scan by each of some changes, carried in each way of `outs`; seconds for each change."""
-    _quietly()
     sweep = parse_sweep(changes, ())
     folders = {carry: out / scan.subject / "anat" for carry, out in outs.items()}
-    if all((folder / "done").exists() for folder in folders.values()):
-        return 0.0
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     editor, volume = _editor(setup, name), Volume.load(scan.path)
@@ -167,8 +172,6 @@ def edited(setup: Setup, name: str, scan: Scan, changes: Sequence[str], outs: di
         (folder,) = folders.values()
         for changed, one in zip(sweep, editor.edits(editor.ready(volume, known, sweep)), strict=True):
             one.volume.save(folder / described(scan.path, entity(changed)), force=True)
-    for folder in folders.values():
-        (folder / "done").touch()
     return (time.monotonic() - begun) / len(changes)
 
 
@@ -200,11 +203,11 @@ def score(out: Path, *words: object) -> dict[str, Any]:
 
 
 def all_of(jobs: Sequence[Callable[[], float]], processes: int, label: str) -> float:
-    """The mean of the seconds that the jobs took, of those that had something to do; nan if none had."""
+    """The mean of the seconds that the jobs took."""
     print(f"{label}: {len(jobs)} jobs", flush=True)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        taken = [seconds for seconds in pool.map(_call, jobs) if seconds]
-    return sum(taken) / len(taken) if taken else float("nan")
+        taken = list(pool.map(_call, jobs))
+    return sum(taken) / len(taken)
 
 
 def _call(job: Callable[[], float]) -> float:
@@ -225,7 +228,15 @@ def edit_all(
     seconds = {}
     for name in names:
         ways = {"replace": out / name, "warp": out / f"{name}-warp"} if name in LATENT else {"own": out / name}
-        jobs = [partial(edited, setup, name, scan, changes(scan.age), ways) for scan in scans if changes(scan.age)]
+        jobs = [
+            partial(
+                once,
+                options.work / "seconds" / f"{out.name}-{name}-{scan.subject}",
+                partial(edited, setup, name, scan, changes(scan.age), ways),
+            )
+            for scan in scans
+            if changes(scan.age)
+        ]
         seconds[name] = all_of(jobs, options.processes, f"{out.name}: {name}")
     return seconds
 
@@ -307,7 +318,14 @@ def main() -> None:
     seconds = {}
     for name in MAKE:
         told = [Condition({"age": scan.age, "sex": scan.sex or "F"}) for scan in people]
-        jobs = [partial(made, setup, name, number, each, work / "made" / name) for number, each in enumerate(told)]
+        jobs = [
+            partial(
+                once,
+                work / "seconds" / f"made-{name}-{number}",
+                partial(made, setup, name, number, each, work / "made" / name),
+            )
+            for number, each in enumerate(told)
+        ]
         seconds[name] = all_of(jobs, options.processes, f"made: {name}")
     scoring = ["--ref", cohort, "--features", options.features, "--reader", "sex=", "--metric", "fid,kid,ms-ssim,age"]
     plots = ["--plots", work / "plots-made"]
@@ -369,12 +387,11 @@ def main() -> None:
 
 
 def timed(table: str, setting: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of the seconds on one core, of what was made in this run."""
+    """Rows of the seconds on one core."""
     empty = {"low": None, "high": None, "paper": None}
     return [
         {"table": table, "method": name, "setting": setting, "metric": "seconds", "ours": round(value, 2), **empty}
         for name, value in seconds.items()
-        if value == value
     ]
 
 
