@@ -284,8 +284,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, help="weights of one's own, NAME/weights.safetensors, before bundled ones")
     parser.add_argument("--train", action="store_true", help="train all of them first: make weights-cdm")
     parser.add_argument("-n", type=int, default=24, help="real scans, and scans that each model makes")
-    parser.add_argument("--scans", type=int, default=10, help="scans that are edited")
-    parser.add_argument("--elsewhere", type=int, default=5, help="people under the altered law, and on other anatomy")
+    parser.add_argument("--scans", type=int, default=8, help="scans that are edited")
+    parser.add_argument("--elsewhere", type=int, default=4, help="people under the altered law, and on other anatomy")
     parser.add_argument("--steps", type=int, default=20, help="of the diffusion presets, each way; 0 for their own")
     parser.add_argument(
         "--full", action="store_true", help="the paper's numbers: 50 scans edited, and the presets' own steps"
