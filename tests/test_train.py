@@ -135,6 +135,7 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     out = tmp_path / "run"
     settings = ["--set", "training.steps=2", "--set", "network.channels=[4,8]", "--set", "network.atlas=2"]
+    settings += ["--set", "data.cohort=1", "--cache", str(tmp_path / "cache")]
     words = ["--preset", "twin", "--out", str(out), *settings, "--workers", "0", "--device", "cpu"]
     assert main(words) == 0
     assert capsys.readouterr().out.strip() == str(out / "weights.safetensors")
@@ -142,7 +143,7 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(checkpoint.facts.variables) == ["age", "sex"]
     assert checkpoint.facts.training.steps == 2 and "MNI152" in checkpoint.facts.training.data
     started = [*words[:2], "--out", str(tmp_path / "more"), *words[4:]]
-    assert main([*started, "--init", str(out / "weights.safetensors"), "--set", "data.cohort=1"]) == 0
+    assert main([*started, "--init", str(out / "weights.safetensors")]) == 0
     more = weights.load(tmp_path / "more" / "weights.safetensors")
     assert all(torch.allclose(more.tensors[k], v, atol=0.05) for k, v in checkpoint.tensors.items())
     capsys.readouterr()
@@ -176,7 +177,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cftools.cli.train import main
 
     out = tmp_path_factory.mktemp("space")
-    assert main(_words(out, "--preview-every", "1", "--tensorboard")) == 0
+    assert main(_words(out, "--cache", str(out / "cache"), "--preview-every", "1", "--tensorboard")) == 0
     return out
 
 
@@ -332,12 +333,13 @@ def test_all_that_is_wrong_with_a_cohort_is_said_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_stopped_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_command_says_so(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import signal
 
     from cftools.cli.train import main
     from cftools.train.autoencoder import AutoencoderObjective
 
+    words = _words(tmp_path, "--cache", str(small_run / "cache"))
     with pytest.MonkeyPatch.context() as patch:
         losses = AutoencoderObjective.losses
 
@@ -346,8 +348,8 @@ def test_a_stopped_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture
             return losses(self, network, item)
 
         patch.setattr(AutoencoderObjective, "losses", asked)
-        assert main(_words(tmp_path)) == 143
+        assert main(words) == 143
     said = capsys.readouterr()
     assert "SIGUSR1 after step 1 of 2" in said.err and not said.out
-    assert main(_words(tmp_path)) == 0
+    assert main(words) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "weights.safetensors")
