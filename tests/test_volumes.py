@@ -123,7 +123,8 @@ def test_a_network_learns_what_a_scan_is_made_of(tmp_path: Path) -> None:
     assert first["fractions"].shape == (1, 10, *GRID_2MM.shape)
     torch.testing.assert_close(first["fractions"].sum(1), torch.ones(1, *GRID_2MM.shape), atol=2e-2, rtol=0)
     assert float(first["fractions"][:, 1:][:, :, first["image"][0, 0] == 0].max()) == 0
-    seen, items = set(), [subjects[index] for index in range(4)]
+    seen = set()
+    items = [subjects[index] for index in range(4)]
     for item in items:
         mirrored = torch.equal(item["fractions"], first["fractions"].flip(2))
         assert mirrored or torch.equal(item["fractions"], first["fractions"])
