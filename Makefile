@@ -51,7 +51,7 @@ demo: $(INSTALLED)
 	@echo "Look at demo/template.png and demo/twin.png; the volumes lie beside them."
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(INSTALLED)
 	@command -v sbatch > /dev/null || { apt-get update --quiet && \

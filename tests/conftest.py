@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from bad_nifti import AFFINE, picture
 
+from cftools import prepare
 from cftools.volume import Volume
+
+#: The slowest files: those start first, so that the processes end together.
+SLOWEST = ("test_docs", "test_heads", "test_baselines", "test_twin", "test_pipe", "test_train", "test_phantom")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +32,31 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no real scans: set CFTOOLS_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_scan_is_prepared_once() -> Iterator[None]:
+    """N4 and registration take seconds and give the same bits every time, as test_heads and test_prepare hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("bias_field", "register"):
+            patch.setattr(prepare, name, _remembering(getattr(prepare, name)))
+        yield
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of arrays, computed once for each different input."""
+    found: dict[bytes, Any] = {}
+
+    def remembered(*arrays: np.ndarray) -> Any:
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+        key = digest.digest()
+        if key not in found:
+            found[key] = function(*arrays)
+        return found[key]
+
+    return remembered
 
 
 @pytest.fixture

@@ -78,7 +78,8 @@ def test_a_simulated_head_has_its_brain_inside_its_skull(family: Family) -> None
 
 def test_items_are_the_same_each_time_and_differ_from_each_other(family: Family) -> None:
     image, labels = ball_head()
-    items = [Heads(family, [real_head(image, labels)], 3, 1, 0.5)[index] for index in (0, 0, 1, 2)]
+    heads, same = (Heads(family, [real_head(image, labels)], 3, 1, 0.5) for _ in range(2))
+    items = [heads[0], same[0], heads[1], heads[2]]
     shape = (1, 1, *HEAD_GRID.shape)
     for item in items:
         assert tuple(item["image"].shape) == shape and item["image"].dtype == torch.float32

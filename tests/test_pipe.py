@@ -34,7 +34,7 @@ from cftools.train.recipes import grid_facts
 from cftools.train.twin import AGED
 from cftools.volume import Volume
 
-FEW = ["--steps", "4"]
+FEW = ["--steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_a_latent_keeps_the_preset_with_its_flags(place: Path) -> None:
     assert decode(["--onto", "in.nii", "same.safetensors", "two.nii"]) == 0
     assert Path("one.nii").read_bytes() == Path("two.nii").read_bytes()
     used = json.loads(Path("two.json").read_text())["cftools"]["preset"]["sampling"]
-    assert used["steps"] == 4 and used["guidance"] == 2.5
+    assert used["steps"] == 2 and used["guidance"] == 2.5
 
 
 def test_outputs_are_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     out = tmp_path / "run"
     settings = ["--set", "training.steps=2", "--set", "network.channels=[4,8]", "--set", "network.atlas=2"]
+    settings += ["--set", "data.cohort=1", "--cache", str(tmp_path / "cache")]
     words = ["--preset", "twin", "--out", str(out), *settings, "--workers", "0", "--device", "cpu"]
     assert main(words) == 0
     assert capsys.readouterr().out.strip() == str(out / "weights.safetensors")
@@ -141,28 +143,47 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(checkpoint.facts.variables) == ["age", "sex"]
     assert checkpoint.facts.training.steps == 2 and "MNI152" in checkpoint.facts.training.data
     started = [*words[:2], "--out", str(tmp_path / "more"), *words[4:]]
-    assert main([*started, "--init", str(out / "weights.safetensors"), "--set", "data.cohort=1"]) == 0
+    assert main([*started, "--init", str(out / "weights.safetensors")]) == 0
     more = weights.load(tmp_path / "more" / "weights.safetensors")
     assert all(torch.allclose(more.tensors[k], v, atol=0.05) for k, v in checkpoint.tensors.items())
     capsys.readouterr()
 
 
+SMALL_SPACE = [
+    "training.steps=2",
+    "network.channels=[8,8]",
+    "network.latent_channels=1",
+    "data.cohort=1",
+    "data.patch=16",
+]
+
+
+def _words(out: Path, *more: str) -> list[str]:
+    settings = [word for setting in SMALL_SPACE for word in ("--set", setting)]
+    return ["--preset", "ae", "--out", str(out), *settings, "--workers", "0", "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images_tell_the_spread() -> Iterator[None]:
+    """Each takes a second to simulate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cftools.train.autoencoder.SPREAD_FROM", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
-def small_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of an autoencoder after two steps, by the command."""
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command leaves of an autoencoder after two steps, with pictures and events."""
     from cftools.cli.train import main
 
     out = tmp_path_factory.mktemp("space")
-    settings = [
-        "training.steps=2",
-        "network.channels=[8,8]",
-        "network.latent_channels=1",
-        "data.cohort=1",
-        "data.patch=16",
-    ]
-    words = [word for setting in settings for word in ("--set", setting)]
-    assert main(["--preset", "ae", "--out", str(out), *words, "--workers", "0", "--device", "cpu"]) == 0
-    return out / "weights.safetensors"
+    assert main(_words(out, "--cache", str(out / "cache"), "--preview-every", "1", "--tensorboard")) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def small_space(small_run: Path) -> Path:
+    return small_run / "weights.safetensors"
 
 
 def test_what_the_autoencoders_recipe_leaves_can_be_used(small_space: Path) -> None:
@@ -233,20 +254,6 @@ def test_command_refuses(
     assert not (tmp_path / "run").exists()
 
 
-SMALL_SPACE = [
-    "training.steps=2",
-    "network.channels=[8,8]",
-    "network.latent_channels=1",
-    "data.cohort=1",
-    "data.patch=16",
-]
-
-
-def _words(out: Path, *more: str) -> list[str]:
-    settings = [word for setting in SMALL_SPACE for word in ("--set", setting)]
-    return ["--preset", "ae", "--out", str(out), *settings, "--workers", "0", "--device", "cpu", *more]
-
-
 def test_dry_run_counts_what_training_would_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from cftools.cli.train import main
 
@@ -264,23 +271,19 @@ def test_dry_run_counts_what_training_would_take(tmp_path: Path, capsys: pytest.
     assert "--dry-run" in capsys.readouterr().err
 
 
-def test_pictures_and_events_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_and_events_are_written(small_run: Path) -> None:
     pytest.importorskip("tensorboard")
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from cftools.cli.train import main
-
-    assert main(_words(tmp_path, "--preview-every", "1", "--tensorboard")) == 0
-    assert [path.name for path in sorted((tmp_path / "previews").iterdir())] == ["step-000001.png", "step-000002.png"]
-    sheet = np.asarray(Image.open(tmp_path / "previews/step-000002.png"))
+    assert [path.name for path in sorted((small_run / "previews").iterdir())] == ["step-000001.png", "step-000002.png"]
+    sheet = np.asarray(Image.open(small_run / "previews/step-000002.png"))
     assert sheet.shape == (16, 2 * 3 * 16), "a patch before and after, in three planes"
     assert sheet.max() > 0
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    [line] = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    events = EventAccumulator(str(small_run / "tensorboard")).Reload()
+    [line] = [json.loads(line) for line in (small_run / "log.jsonl").open()]
     assert [(event.step, pytest.approx(event.value)) for event in events.Scalars("loss")] == [(2, line["loss"])]
     assert [event.step for event in events.Images("preview")] == [1, 2]
-    capsys.readouterr()
 
 
 def test_tensorboard_that_is_missing_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,12 +337,13 @@ def test_all_that_is_wrong_with_a_cohort_is_said_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_stopped_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_command_says_so(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import signal
 
     from cftools.cli.train import main
     from cftools.train.autoencoder import AutoencoderObjective
 
+    words = _words(tmp_path, "--cache", str(small_run / "cache"))
     with pytest.MonkeyPatch.context() as patch:
         losses = AutoencoderObjective.losses
 
@@ -348,8 +352,8 @@ def test_a_stopped_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture
             return losses(self, network, item)
 
         patch.setattr(AutoencoderObjective, "losses", asked)
-        assert main(_words(tmp_path)) == 143
+        assert main(words) == 143
     said = capsys.readouterr()
     assert "SIGUSR1 after step 1 of 2" in said.err and not said.out
-    assert main(_words(tmp_path)) == 0
+    assert main(words) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "weights.safetensors")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_report import Elements
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from cftools import weights
 from cftools.cli.edit import main as edit
@@ -104,6 +105,17 @@ def test_weights_that_lack_a_structure_are_refused() -> None:
         TissueReader(checkpoint(SegmenterArchitecture(tuple(name for name in STRUCTURES if name != "hippocampus"))))
 
 
+class Middles(Dataset[dict[str, Tensor]]):
+    """Scans in turn, cut to 10 cm in the middle, to be quick."""
+
+    def __init__(self, items: list[dict[str, Tensor]]) -> None:
+        self.items = items
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = self.items[index % len(self.items)]
+        return {name: values[..., 16:64, 24:72, 20:68] for name, values in item.items()}
+
+
 def test_a_network_learns_what_a_scan_is_made_of(tmp_path: Path) -> None:
     family = Family([template_anatomy(GRID_2MM)], load_law("normative"), varied=True)
     subjects = Segmented(family, 0, cohort=1)
@@ -112,15 +124,15 @@ def test_a_network_learns_what_a_scan_is_made_of(tmp_path: Path) -> None:
     torch.testing.assert_close(first["fractions"].sum(1), torch.ones(1, *GRID_2MM.shape), atol=2e-2, rtol=0)
     assert float(first["fractions"][:, 1:][:, :, first["image"][0, 0] == 0].max()) == 0
     seen = set()
-    for index in range(8):
-        item = subjects[index]
+    items = [subjects[index] for index in range(4)]
+    for item in items:
         mirrored = torch.equal(item["fractions"], first["fractions"].flip(2))
         assert mirrored or torch.equal(item["fractions"], first["fractions"])
         mask = first["image"].flip(2) if mirrored else first["image"]
         assert torch.equal(item["image"] > 0, mask > 0), "image and fractions are mirrored together"
         seen.add(mirrored)
     assert seen == {False, True}
-    made = SegmenterObjective(SMALL, subjects, 0, {})
+    made = SegmenterObjective(SMALL, Middles(items), 0, {})
     lines: list[float] = []
     schedule = Schedule(16, learning_rate=1e-2, workers=0, ema=0.5, log_every=1, dtype="float32")
     train(made, schedule, tmp_path, lambda done, total, losses: lines.append(losses["loss"]))

@@ -70,8 +70,13 @@ class Anatomy:
 def template_anatomy(grid: Grid = GRID_2MM) -> Anatomy:
     """The MNI152 2009a nonlinear symmetric average with its grey and white matter maps (Fonov et al. 2011).
 
-    Its 152 volunteers were 18 to 43 years old, 25 on average.
+    Its 152 volunteers were 18 to 43 years old, 25 on average. Made once in a process, as it takes seconds.
     """
+    return _template_anatomy(grid)
+
+
+@cache
+def _template_anatomy(grid: Grid) -> Anatomy:
     brain, tissues = _template_tissues()
     grey, white = tissues[1:]
     deep = _deep_zones() * grey / np.maximum(grey + white, 1e-3)
