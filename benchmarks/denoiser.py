@@ -3,7 +3,7 @@
     python benchmarks/denoiser.py --json docs/results/denoiser.json
 
 On simulated people that no weights saw, at two ages each, under their own condition. At time 1 all is noise, and the
-best estimate there is is the average of those of that age and sex: a ratio above 1 is worse than the average brain.
+best estimate there is is the average of those of that age and sex, here of people who grow from the MNI152 average.
 """
 
 from __future__ import annotations
