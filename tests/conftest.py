@@ -20,6 +20,18 @@ from cftools.volume import Volume
 SLOWEST = ("test_docs", "test_heads", "test_baselines", "test_twin", "test_pipe", "test_train", "test_phantom")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One CPU for each of several processes, and so one thread for the commands that they run.
+
+    A command takes as many threads as it may use CPUs, whatever OMP_NUM_THREADS says, and threads that share a CPU
+    wait for each other several times as long as they work.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST))
 
