@@ -17,7 +17,7 @@ help:
 	@echo "make test-slurm  array jobs on a real SLURM, which it installs (Debian, as root)"
 	@echo "make docs     the site, into site/"
 	@echo "make reproduce-cdm  the tables of the CDM paper on a simulated cohort (about an hour on two cores)"
-	@echo "make weights  train the bundled weights anew, into runs/ (about nine hours without a GPU; CFTOOLS_DATA names the real scans)"
+	@echo "make weights  train the bundled weights anew, into runs/ (well over ten hours without a GPU; CFTOOLS_DATA names the real scans)"
 	@echo "make install  only make .venv, with the versions of constraints.txt"
 	@echo "make debian   what some tests need beside Python: $(DEBIAN); as root, on Debian"
 
@@ -85,8 +85,7 @@ CACHED := $(ANATOMY) --cache runs/cache
 weights-cdm: $(INSTALLED)
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
-	$(BIN)/cf-train --preset ldm $(ANATOMY) --set 'data.space="runs/ae-2mm/weights.safetensors"' --dtype float32 \
-		--out runs/age-ldm-2mm
+	$(BIN)/cf-train --preset ldm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' --out runs/age-ldm-2mm
 	$(BIN)/cf-train --preset cdm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
 		--init runs/age-ldm-2mm/weights.safetensors --out runs/age-cdm-2mm
 	$(BIN)/cf-train --preset vae-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1000 \

@@ -34,6 +34,7 @@ from cftools.diffusion import noise
 from cftools.diffusion.denoiser import Inputs
 from cftools.errors import CftoolsError, CftoolsWarning
 from cftools.methods import ScalarReader
+from cftools.nets.standard import given_by, taken_by
 from cftools.phantom.anatomy import Anatomy, template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
@@ -103,9 +104,11 @@ def edits_of(model: DiffusionModel, twins: Twins) -> tuple[Tensor, Tensor]:
     null = torch.full_like(twins.context, torch.nan)
     own, other = Inputs(context=twins.context, null=null), Inputs(context=twins.swapped(twins.context), null=null)
     draws = noise.Draws(0, tuple(range(len(twins.latents))))
-    scene = Scene(model.standard(twins.latents))
+    scene = Scene(taken_by(model.network, twins.latents))
     begun = model.sampler.up(scene, own, draws)
-    return tuple(model.back(model.sampler.down(begun, scene, each, draws)) for each in (other, own))
+    down = (model.sampler.down(begun, scene, each, draws) for each in (other, own))
+    edited, resampled = (given_by(model.network, x) for x in down)
+    return edited, resampled
 
 
 def scores(model: DiffusionModel, twins: Twins, reader: ScalarReader) -> dict[str, tuple[float, float, float]]:

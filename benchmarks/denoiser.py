@@ -21,6 +21,7 @@ from torch import Tensor
 from cftools.diffuse import load_space
 from cftools.diffusion.denoiser import solved
 from cftools.diffusion.path import make_path
+from cftools.nets.standard import given_by, taken_by
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
@@ -59,7 +60,7 @@ def main() -> None:
         network, path = checkpoint.network(UNet, UNetArchitecture), make_path(facts.path, **facts.settings)
         latents, told = people(space, checkpoint.facts.variables, options.seed, options.n)
         average = (latents - latents.mean(0)).square().mean()
-        clean = latents if network.standard is None else network.standard.of(latents)
+        clean = taken_by(network, latents)
         for time in options.times:
             at = levels(path, trained_times(path, torch.full((len(clean),), time)), clean)
             noisy = at.alpha * clean + at.sigma * torch.randn(
@@ -69,13 +70,13 @@ def main() -> None:
                 [network(*(x[None] for x in one)) for one in zip(noisy, at.network_time, told, strict=True)]
             )
             estimate = solved(facts.prediction, said.float(), noisy, at.alpha, at.sigma).x0
-            back = estimate if network.standard is None else network.standard.back(estimate)
-            ratio = float((back - latents).square().mean() / average)
+            ratio = float((given_by(network, estimate) - latents).square().mean() / average)
             rows.append({"weights": checkpoint.name, "time": time, "error_over_average": ratio})
             print(f"{checkpoint.name:20} t = {time:<4} {ratio:.3f}", flush=True)
     if options.json:
         record = {
-            "command": f"python benchmarks/denoiser.py -n {options.n} --seed {options.seed}",
+            "command": "python benchmarks/denoiser.py "
+            f"-n {options.n} --seed {options.seed} --weights {' '.join(Path(name).name for name in options.weights)}",
             "date": datetime.now(UTC).date().isoformat(),
             "machine": platform.machine(),
             "rows": rows,

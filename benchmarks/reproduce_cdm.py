@@ -7,15 +7,17 @@
 Direct generation: each model makes one scan for every age and sex of the real ones. Counterfactuals: scans spread over
 ages are edited by -60 to +60 years; targets outside of 5 to 100 are left out (the paper's outside of 0 to 100). A
 simulated scan has true counterfactuals, so that the truth is scored too, there, under the altered law of ageing, and
-on OASIS anatomies where CFTOOLS_DATA names them. What is there already in --work is not made again. `cf-phantom` and
-`cf-score` do the rest, and their JSON stays in --work.
+on OASIS anatomies where CFTOOLS_DATA names them. What is there already in --work, under the same settings and weights,
+is not made again. `cf-phantom` and `cf-score` do the rest, and their JSON stays in --work.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,11 +46,14 @@ from cftools.provenance import command_line
 from cftools.schema import FrozenMapping
 from cftools.score.table import reproduction
 from cftools.volume import Volume
+from cftools.weights import installed, locate
 
 ROOT = Path(__file__).parents[1]
-#: Models of the paper's Table 1 by preset, those that it edits with, and ours and one more beside them.
+#: Models of the paper's Table 1 by preset; those that edit: the paper's three, VAE-GAN and ours.
 MAKE = ("vqvae-ar", "vae-gan", "alpha-gan", "ldm", "cdm")
 EDIT = ("vae-gan", "alpha-gan", "ldm", "cdm", "twin")
+#: Those whose edits of one subject are drawn, beside the truth.
+DRAWN = ("cdm", "twin")
 #: Those whose edits can come home in other ways from one resampling.
 LATENT = ("ldm", "cdm")
 CHANGES = ("-60", "-30", "-10", "+10", "+30", "+60")
@@ -96,6 +101,12 @@ class Setup:
         own = self.runs / name / "weights.safetensors" if self.runs else None
         return str(own) if own and own.exists() else name
 
+    def digests(self) -> dict[str, str]:
+        """sha256 of all weights, by name."""
+        names = {name for preset in {*MAKE, *EDIT} for one in self.preset(preset).weights.values() for name in one}
+        files = {name: locate(name)[0] for name in sorted(names) if installed(name)}
+        return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
     def moves(self, name: str) -> dict[str, int]:
         return {"steps": self.steps} if self.steps and name in LATENT else {}
 
@@ -137,6 +148,15 @@ def once(marker: Path, job: Callable[[], float]) -> float:
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.write_text(f"{seconds:.3f}")
     return seconds
+
+
+def settle(work: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder that holds what other settings or weights made, as it would be taken for this."""
+    path, text = work / "settings.json", json.dumps(settings, indent=1)
+    if path.exists() and path.read_text() != text:
+        sys.exit(f"{work}: holds a reproduction with other settings or weights: name another --work, or remove it")
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def made(setup: Setup, name: str, number: int, condition: Condition, out: Path) -> float:
@@ -181,11 +201,10 @@ def possible(age: float) -> list[str]:
     return [change for change in CHANGES if YOUNGEST <= age + float(change) <= OLDEST]
 
 
-def command(*words: object) -> str:
-    """Run one of the commands beside this interpreter; the words it was run with."""
+def command(*words: object) -> None:
+    """Run one of the commands beside this interpreter."""
     name, *rest = map(str, words)
     subprocess.run([Path(sys.executable).parent / name, *rest], check=True)
-    return " ".join([name, *rest])
 
 
 def phantom(folder: Path, count: int, seed: int, changes: Sequence[str], *options: object) -> None:
@@ -311,8 +330,9 @@ def main() -> None:
         subprocess.run(["make", "weights-cdm"], cwd=ROOT, check=True)
         options.runs = options.runs or ROOT / "runs"
     work: Path = options.work
-    work.mkdir(parents=True, exist_ok=True)
     setup = Setup(options.runs, options.steps, options.seed, options.device)
+    decisive = {name: str(getattr(options, name)) for name in ("cohort", "n", "scans", "elsewhere", "steps", "seed")}
+    settle(work, {**decisive, "weights": setup.digests()})
     cohort = options.cohort or work / "real"
     if options.cohort is None:
         phantom(cohort, options.n, options.seed, CHANGES)
@@ -372,11 +392,6 @@ def main() -> None:
     if options.pictures:
         pictures(options.pictures, work, cohort, scans)
     if options.json:
-        given = (
-            "make reproduce-cdm"
-            if len(sys.argv) <= 5
-            else "python benchmarks/reproduce_cdm.py " + " ".join(sys.argv[1:])
-        )
         about = {
             "seed": options.seed,
             "n": len(people),
@@ -385,6 +400,7 @@ def main() -> None:
             "features": features,
             "source": "simulated: cf-phantom" if options.cohort is None else "a cohort of one's own",
         }
+        given = command_line(["python", "benchmarks/reproduce_cdm.py", *sys.argv[1:]])
         text = json.dumps(reproduction(given, about, rows), indent=1)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(text + "\n")
@@ -401,8 +417,6 @@ def timed(table: str, setting: str, seconds: dict[str, float]) -> list[dict[str,
 
 def pictures(out: Path, work: Path, cohort: Path, scans: Sequence[Scan]) -> None:
     """Samples by model, and one subject at -60, -30, -10 and +10 years with difference maps."""
-    import shutil
-
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(work / "plots-made" / "samples.png", out / "cdm-samples.png")
     shutil.copy(work / "plots-made" / "ages.png", out / "cdm-ages-made.png")
@@ -412,7 +426,7 @@ def pictures(out: Path, work: Path, cohort: Path, scans: Sequence[Scan]) -> None
     names = [f"desc-age{'Minus' if change[0] == '-' else 'Plus'}{change[1:]}" for change in changes]
     labels = [word for change in changes for word in ("--label", f"{change} years")]
     truth = cohort / "derivatives" / "truth"
-    for name, folder in {"truth": truth, **{name: work / "edits" / name for name in EDIT}}.items():
+    for name, folder in {"truth": truth, **{name: work / "edits" / name for name in DRAWN}}.items():
         anat = folder / old.subject / "anat"
         images = [anat / f"{old.subject}_{each}_T1w.nii.gz" for each in names]
         if all(image.exists() for image in images):

@@ -23,6 +23,7 @@ from cftools.diffusion.solver import Before
 from cftools.errors import LatentError, WeightsError
 from cftools.facts import LatentFacts, ScanFacts, StateFacts, Target, WeightsUsed
 from cftools.latent import Latent, scan_facts
+from cftools.nets.standard import given_by, taken_by
 from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
 from cftools.sampling import Sampler, Scene, Started, from_prior
@@ -212,7 +213,7 @@ class DiffusionModel:
         """
         latent.check_kind("encoded")
         self._check(latent)
-        scene = Scene(self.standard(self._tensor(latent.tensors["mean"])))
+        scene = Scene(taken_by(self.network, self._tensor(latent.tensors["mean"])))
         begun = self.sampler.up(scene, self.told(latent.source), self._draws(latent), record)
         kept: dict[str, np.ndarray] = {}
         if begun.state is not None:
@@ -273,7 +274,7 @@ class DiffusionModel:
             sampler.down(begun, Scene(), self.told(Condition(target.condition)), draws, record=record)
             for target in targets
         ]
-        return Latent(facts, {f"edited.{index}": _array(self.back(x)) for index, x in enumerate(edits)})
+        return Latent(facts, {f"edited.{index}": _array(given_by(self.network, x)) for index, x in enumerate(edits)})
 
     def sample(self, condition: Condition, seed: int, sample: int, command: str = "") -> np.ndarray:
         """A new scan on the model's grid, (X, Y, Z), from the noise of one sample number."""
@@ -298,7 +299,8 @@ class DiffusionModel:
             raise LatentError(f"{latent.name}: lives in another space than {self.preset.name}'s: encode again")
 
     def _sample(self, latent: Latent, condition: Condition, record: Record | None) -> np.ndarray:
-        scene = Scene(self.standard(self._tensor(latent.tensors["mean"]))) if "mean" in latent.tensors else Scene()
+        mean = latent.tensors.get("mean")
+        scene = Scene() if mean is None else Scene(taken_by(self.network, self._tensor(mean)))
         state = tape = None
         if "before" in latent.solver:
             state = Before(float(latent.solver["before_time"].flat[0]), self._tensor(latent.solver["before"]))
@@ -306,17 +308,7 @@ class DiffusionModel:
             tape = noise.Tape(tuple(self._tensor(code) for code in latent.solver["tape"]))
         begun = Started(self._tensor(latent.tensors["x_t"]), state, tape)
         x = self.sampler.down(begun, scene, self.told(condition), self._draws(latent), record=record)
-        return _array(self.back(x))
-
-    def standard(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, *sides) of the space as the network has them."""
-        scale = getattr(self.network, "standard", None)
-        return latents if scale is None else scale.of(latents)
-
-    def back(self, x: Tensor) -> Tensor:
-        """The space's latents of what `standard` makes of them."""
-        scale = getattr(self.network, "standard", None)
-        return x if scale is None else scale.back(x)
+        return _array(given_by(self.network, x))
 
     @property
     def sampler(self) -> Sampler:

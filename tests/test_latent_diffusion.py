@@ -19,7 +19,8 @@ from cftools.errors import LatentError
 from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
-from cftools.nets.unet import Standard, UNet, UNetArchitecture
+from cftools.nets.standard import Standard
+from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
 from cftools.schema import plain, read
 from cftools.space import VaeSpace

@@ -76,9 +76,6 @@ class _Adversarial:
         critic, dropout = tuple(job.data["critic"]), float(job.data["dropout"])
         return cls(architecture, Batches.of(job), critic, dropout, job.seed, dict(job.losses), job.record)
 
-    def network(self) -> Rivals:
-        raise NotImplementedError
-
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.images
 

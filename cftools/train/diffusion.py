@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from cftools.diffusion.denoiser import Prediction, solved, target
 from cftools.diffusion.path import Path, describe
 from cftools.facts import DiffusionFacts, SpaceFacts
+from cftools.nets.standard import given_by, taken_by
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.schema import FrozenMapping
 from cftools.train.loop import Product
@@ -206,9 +207,8 @@ class DiffusionObjective:
         draw = self.drawn(network, item)
         said = network(draw.noisy, draw.levels.network_time, draw.told(draw.context)).float()
         estimate = solved(self.prediction, said, draw.noisy, draw.levels.alpha, draw.levels.sigma).x0
-        standard = getattr(network, "standard", None)
-        shown = [x if standard is None else standard.back(x) for x in (draw.clean, draw.noisy, estimate)]
-        return torch.cat([self.decode(x[:SHOWN]) for x in shown], dim=1)
+        shown = (given_by(network, x)[:SHOWN] for x in (draw.clean, draw.noisy, estimate))
+        return torch.cat([self.decode(x) for x in shown], dim=1)
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         draw = self.drawn(network, item)
@@ -217,9 +217,7 @@ class DiffusionObjective:
     def drawn(self, network: nn.Module, item: dict[str, Tensor]) -> Draw:
         """A time and a noise for each subject, and what is withheld of its condition; clean as the network has it."""
         subjects, ages = item["latent"].shape[:2]
-        clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
-        standard = getattr(network, "standard", None)
-        clean = clean if standard is None else standard.of(clean)
+        clean, context = taken_by(network, item["latent"].flatten(0, 1)), item["context"].flatten(0, 1)
         # One time in each of S equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
         times = trained_times(self.path, (torch.arange(subjects) + torch.rand(subjects)) / subjects)
         times = times.repeat_interleave(ages)

@@ -221,9 +221,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         inputs=space.channels,
         outputs=space.channels,
         variables=len(conditions),
-        sides=space.latent_shape[1:]
-        if {"atlas", "centred"} & {k for k, v in recipe.network.arguments.items() if v}
-        else (),
+        sides=space.latent_shape[1:] if any(map(recipe.network.arguments.get, ("atlas", "centred"))) else (),
     )
 
 
