@@ -1,7 +1,8 @@
-"""cf-edit as an array job of a real SLURM: `make test-slurm`, as root on Debian."""
+"""cf-edit as an array job, and cf-train as tasks of a step, of a real SLURM: `make test-slurm`, as root on Debian."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from slurm_cluster import Cluster, running_cluster, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -19,6 +22,11 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parent.parent
 SUBJECTS = 3
 WORDS = ["--age", "+20", "--threads", "1"]
+TRAINED = [
+    *("--preset", "score-age", "--real", "bids", "--source", "simulated", "--licence", "CC0", "--dtype", "float32"),
+    *("--set", "training.steps=30", "--set", "network.channels=[4,4,8,8]", "--set", "data.subjects=1"),
+    *("--set", "training.batch=2", "--device", "cpu", "--threads", "1", "--workers", "0"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Path:
     cohort = ["cf-phantom", "bids", "-n", str(SUBJECTS), "--seed", "7", "--ages", "30,60", "--threads", "1"]
     for words in (cohort, ["cf-edit", *WORDS, "bids", "serial"]):
         subprocess.run(words, cwd=folder, env=_environment(cluster), check=True, timeout=600)
-    [script] = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.M | re.S)
-    (folder / "aged.sh").write_text(script)
+    scripts = re.findall(r"^```(?:ba)?sh\n(#!/bin/bash\n.*?)^```", (ROOT / "docs/cluster.md").read_text(), re.M | re.S)
+    for name, script in zip(("aged.sh", "train.sh"), scripts, strict=True):
+        (folder / name).write_text(script)
     return folder
 
 
@@ -104,6 +113,26 @@ def test_an_array_with_gaps_is_refused(cluster: Cluster, place: Path) -> None:
     cluster.until(job, lambda states: set(states.values()) == {"FAILED"})
     assert "has gaps" in (place / "gaps-1.log").read_text()
     assert not (place / "gaps").exists()
+
+
+def test_the_docs_training_preempted_and_requeued_trains_as_one_process(cluster: Cluster, place: Path) -> None:
+    alone = ["cf-train", *TRAINED, "--out", "one"]
+    subprocess.run(alone, cwd=place, env=_environment(cluster), check=True, timeout=600)
+    smaller = ["--cpus-per-task=1", "--mem=4G", "--gres=none"]  # than the script asks: this node has two CPUs
+    job = _submit(cluster, place, *smaller, "train.sh", *TRAINED, "--out", "two")
+    log = place / "two" / "log.jsonl"
+    wait_for(lambda: log.exists() and bool(log.read_text()), 600, lambda: f"{cluster.states(job)} {_logs(place)}")
+    cluster.ask("scancel", "--signal=TERM", job)  # what preemption sends
+    cluster.until(job, lambda states: states.get("") in ("COMPLETED", "FAILED", "CANCELLED"))
+    assert "JobState=COMPLETED" in (told := cluster.ask("scontrol", "show", "job", job)), _logs(place)
+    assert "Restarts=1" in told, "it was not requeued: nothing was tested"
+
+    ours, theirs = ([json.loads(line) for line in (place / out / "log.jsonl").open()] for out in ("two", "one"))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-3)
+    one = load_file(place / "one" / "weights.safetensors")
+    for name, tensor in load_file(place / "two" / "weights.safetensors").items():
+        torch.testing.assert_close(tensor.float(), one[name].float(), rtol=1e-2, atol=1e-3, msg=name)
 
 
 def _logs(place: Path) -> str:
