@@ -326,6 +326,8 @@ def main() -> None:
     options = arguments()
     if options.full:
         options.n, options.scans, options.steps = max(options.n, 50), 50, 0
+    if options.n < 4:
+        sys.exit(f"-n {options.n}: KID needs 4 scans or more")
     if options.train:
         subprocess.run(["make", "weights-cdm"], cwd=ROOT, check=True)
         options.runs = options.runs or ROOT / "runs"
