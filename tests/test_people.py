@@ -94,3 +94,19 @@ def test_batches_let_people_join_and_mirror_them() -> None:
     one = Batches(Cohort([Portrait(slope, Condition())], TOLD), 0, subjects=1)
     ways = {float(one[index]["image"][0, 0, 0, 0, 0, 0]) for index in range(20)}
     assert ways == {0.0, 1.0}, "left for right, or not"
+
+
+def test_paired_subjects_differ_by_sex_alone_and_come_together() -> None:
+    registered = Family([template_anatomy()], load_law("normative"), varied=True)
+    people = Simulated(registered, 3, ages=2, size=2, variables=TOLD, paired=True)
+    scans = people.scans(1)
+    context = scans["context"]
+    assert scans["image"].shape == (4, 1, 80, 96, 88) and context[:, 1].tolist() == [-1, 1, -1, 1]
+    assert context[0, 0] == context[1, 0] != context[2, 0] == context[3, 0]
+    apart = (scans["image"][0].float() - scans["image"][1].float()).abs().mean()
+    aged = (scans["image"][0].float() - scans["image"][2].float()).abs().mean()
+    assert 0 < apart < 0.5 * aged, "one anatomy, of which sex changes less than decades do"
+    item = Batches(people, 0, subjects=2, alike=2)[3]
+    assert item["image"].shape == (2, 2, 1, 80, 96, 88)
+    assert torch.equal(item["context"][:, 0, 0], item["context"][:, 1, 0]), "of one age"
+    assert item["context"][:, :, 1].tolist() == [[-1, 1], [-1, 1]]

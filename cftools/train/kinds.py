@@ -103,8 +103,14 @@ class Job:
             return Cohort(self.real, variables)
         pooled = round(float(self.grid.affine[0, 0] / simulated_on(self.grid).affine[0, 0]))
         contrasts = tuple(contrasts)
-        store = self.store("people", grid=self.grid.name, ages=ages, contrasts=contrasts)
-        return Simulated(self.family, self.seed, ages, self.cohort, contrasts, variables, pooled, store)
+        paired = {"paired": True} if self.paired else {}
+        store = self.store("people", grid=self.grid.name, ages=ages, contrasts=contrasts, **paired)
+        return Simulated(self.family, self.seed, ages, self.cohort, contrasts, variables, pooled, **paired, store=store)
+
+    @property
+    def paired(self) -> bool:
+        """Whether subjects are made in both sexes; those of a cohort are as they are."""
+        return bool(self.data.get("paired", False)) and not self.real
 
     @property
     def grid(self) -> Grid:
@@ -299,7 +305,9 @@ OBJECTIVES = {
     ),
     "reader": Kind(("age",), True, {}, SUBJECTS, "", _reader_architecture, _reader_objective),
     "age-regressor": Kind(("age",), True, {}, BATCHES, "people", reader_architecture, NumberObjective.of),
-    "sex-classifier": Kind(("sex",), True, {}, BATCHES, "people", reader_architecture, CategoryObjective.of),
+    "sex-classifier": Kind(
+        ("sex",), True, {}, {**BATCHES, "paired": False}, "people", reader_architecture, CategoryObjective.of
+    ),
     "features": Kind(TOLD, False, {}, BATCHES, "people", features_architecture, FeaturesObjective.of),
     "segmenter": Kind(
         (),

@@ -55,6 +55,7 @@ class Simulated:
         contrasts: each subject is scanned in one of these.
         variables: what is told of it.
         pooled: voxels of the anatomies' grid along a side of the images'.
+        paired: at each age a woman and a man follow one another who are alike but for that.
         store: where the images are kept.
     """
 
@@ -65,13 +66,14 @@ class Simulated:
     contrasts: tuple[str, ...] = ("T1w",)
     variables: Mapping[str, Variable] = field(default_factory=dict)
     pooled: int = 1
+    paired: bool = False
     store: Store = field(default_factory=Store)
 
     def subject(self, number: int) -> list[Aged]:
         """A subject at its ages."""
         drawn = np.random.default_rng([self.seed, 8, number]).uniform(*AGES, size=self.ages)
-        person = self.family.draw(self.seed, number)
-        return [person.at(float(age)) for age in drawn]
+        people = [self.family.draw(self.seed, number, sex) for sex in ("FM" if self.paired else (None,))]
+        return [person.at(float(age)) for age in drawn for person in people]
 
     def scans(self, number: int) -> Made:
         made = self.store.get(number, lambda: self._made(number))
@@ -152,10 +154,13 @@ class Batches(Dataset[Made]):
     Args:
         subjects: S; together: T, ages of each, all different.
         every: steps after which another person joins.
+        alike: scans of a person that follow one another and come together, so that there are T times as many.
     """
 
-    def __init__(self, people: People, seed: int, subjects: int, together: int = 1, every: int = 1) -> None:
-        self.people, self.seed = people, seed
+    def __init__(
+        self, people: People, seed: int, subjects: int, together: int = 1, every: int = 1, alike: int = 1
+    ) -> None:
+        self.people, self.seed, self.alike = people, seed, alike
         self.subjects, self.together, self.every = subjects, together, every
 
     @classmethod
@@ -168,14 +173,16 @@ class Batches(Dataset[Made]):
         ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
         if together > ages:
             raise PresetError(f"data.together: {together} is more than data.ages, {ages}")
-        return cls(job.people(ages, job.data["contrasts"]), job.seed, subjects, together, every)
+        alike = 2 if job.paired else 1
+        return cls(job.people(ages, job.data["contrasts"]), job.seed, subjects, together, every, alike)
 
     def __getitem__(self, index: int) -> Made:
         random = np.random.default_rng([self.seed, 15, index])
         rows = []
         for number in joined(random, self.people, index, self.subjects, self.every):
             scans = self.people.scans(number)
-            some = torch.from_numpy(random.permutation(len(scans["image"]))[: self.together])
+            some = random.permutation(len(scans["image"]) // self.alike)[: self.together]
+            some = torch.from_numpy(np.add.outer(some * self.alike, np.arange(self.alike)).ravel())
             row = {name: values[some].float() for name, values in scans.items()}
             rows.append(row | {"image": row["image"].flip(2)} if random.random() < 0.5 else row)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

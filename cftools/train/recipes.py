@@ -49,7 +49,10 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
     _known(recipe.losses, kind.losses, "losses")
     _known(recipe.data, kind.data, "data")
     for name, usual in kind.data.items():
-        if isinstance(usual, int):
+        if isinstance(usual, bool):
+            if not isinstance(value := recipe.data.get(name, usual), bool):
+                raise PresetError(f"data.{name}: {value!r} is neither true nor false")
+        elif isinstance(usual, int):
             value = recipe.data.get(name, usual)
             if isinstance(value, bool) or not isinstance(value, int) or value < min(usual, 1):
                 raise PresetError(f"data.{name}: {value!r} is no number")
