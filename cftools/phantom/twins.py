@@ -50,6 +50,8 @@ from cftools.prepare import GRID_2MM
 
 #: Smoothness and size, mm, of what makes one head another: two scales of random velocity.
 IDENTITY_SCALES = ((32.0, 2.5), (14.0, 0.6))
+#: What registration leaves: log-scale, degrees and millimetres, standard deviations.
+REGISTERED = (0.01, 1.0, 0.7)
 #: Intracranial volume, ml: mean and standard deviation by sex (Kruggel 2006; Buckner et al. 2004).
 CRANIUM_ML = {"F": (1370.0, 105.0), "M": (1540.0, 120.0)}
 #: Numbers of the streams of random draws beside the subject's own, so that one can be drawn without the others.
@@ -302,6 +304,7 @@ class Family:
         anatomies: the real brains, all on one grid.
         law: how they age.
         varied: random scanners and registration errors, to train on; else plain scans in heads of natural size.
+        registered: plain scans, registered to MNI152 as well as it is usually done: what a generator should make.
         first: share of the subjects that grow from the first anatomy; None, as many as from any other.
         masks: files of lesions in MNI152 space that strokes take their shape from; none to make them up.
     """
@@ -313,10 +316,13 @@ class Family:
         varied: bool = False,
         first: float | None = None,
         masks: Sequence[Path] = (),
+        registered: bool = False,
     ) -> None:
+        if varied and registered:
+            raise ValueError("people are varied, or as they are once registered: one of the two")
         self.masks = tuple(masks)
         self.law = law
-        self.varied = varied
+        self.varied, self.registered = varied, registered
         rest = len(anatomies) - 1
         self.shares = None if first is None or not rest else [first, *[(1 - first) / rest] * rest]
         self.members = [(anatomy, Knobs.of(anatomy)) for anatomy in anatomies]
@@ -335,13 +341,13 @@ class Family:
         anatomy, knobs = self.members[random.choice(len(self.members), p=self.shares)]
         noise = torch.from_numpy(random.standard_normal(len(TARGETS)).astype(np.float32)).clamp(-2, 2)
         head = random.standard_normal()
-        jitter = random_affine(random, 0.02, 2.5, 1.5)
-        if not self.varied:
+        jitter = random_affine(random, *(REGISTERED if self.registered else (0.02, 2.5, 1.5)))
+        if not self.varied and not self.registered:
             mean, spread = CRANIUM_ML[sex]
             target = np.clip(mean + spread * head, mean - 2.5 * spread, mean + 2.5 * spread)
             cranium = float(anatomy.regions.sum()) * VOXEL_ML
             jitter[:3, :3] *= (cranium / target) ** (1 / 3)
-        elif random.random() < 0.5:  # the network must not rely on symmetry of the left and right
+        elif self.varied and random.random() < 0.5:  # the network must not rely on symmetry of the left and right
             jitter[:, 0] *= -1
         size = random.uniform(0.5, 2.0) if self.varied else 1.0
         device = anatomy.tissues.device

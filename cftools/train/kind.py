@@ -45,8 +45,9 @@ class Kind:
 
 #: Pairs or subjects before they repeat, 0 for never, and the share that grows from the MNI152 average.
 SUBJECTS = {"cohort": 0, "template": None}
-#: The same of images, and the grid that they are on.
-IMAGES = {**SUBJECTS, "cohort": 400, "grid": GRID_2MM.name}
+#: The same of images, the grid that they are on, and whether simulated people are `varied`, as no registration and no
+#: scanner leaves them, so that a network takes any scan, or `registered`, as scans are, which a generator is to make.
+IMAGES = {**SUBJECTS, "cohort": 400, "grid": GRID_2MM.name, "people": "varied"}
 #: The same of latents, and how they are noised and denoised.
 LATENTS = {
     **IMAGES,

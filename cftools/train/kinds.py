@@ -89,6 +89,7 @@ class Job:
         if self.cache is None:
             return Store()
         family = [self.record["anatomies"], self.record["law"], self.family.shares, self.seed]
+        decisive |= {"people": "registered"} if self.family.registered else {}
         text = json.dumps([name, family, decisive], sort_keys=True, default=str)
         return Store(self.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
 

@@ -60,6 +60,8 @@ def check(recipe: Recipe, conditions: Sequence[str]) -> Any:
         share = recipe.data.get(name, 0.0)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise PresetError(f"data.{name}: {share!r} is no share between 0 and 1")
+    if recipe.data.get("people", "varied") not in ("varied", "registered"):
+        raise PresetError(f"data.people: {recipe.data['people']!r}: there are varied and registered")
     for name in contrasts_of(recipe):
         if name not in CONTRASTS:
             raise PresetError(f"data.contrasts: {name!r}: the simulator has {', '.join(CONTRASTS)}")
@@ -226,7 +228,8 @@ def job_of(
         **recipe.data,
     }
     share = recipe.data.get("template") if anatomies[0].name == TEMPLATE else None
-    family = Family(anatomies, law, varied=True, first=share)
+    registered = recipe.data.get("people") == "registered"
+    family = Family(anatomies, law, varied=not registered, first=share, registered=registered)
     names = tuple(name for name in VARIABLES if name in conditions)
     losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
     return Job(recipe, names, family, seed, losses, data, real, record, cache)
