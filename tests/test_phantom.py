@@ -135,6 +135,24 @@ def test_a_gpu_simulates_the_same_people(family: Family) -> None:
     assert (here - there).abs().mean() < 1e-3
 
 
+def test_people_once_registered_are_plain_scans_in_place(anatomy: Anatomy, law: AgeingLaw) -> None:
+    """Of the template's size, whoever they are, and nearer to it than those whom a network must take."""
+    registered, varied = Family([anatomy], law, registered=True), Family([anatomy], law, varied=True)
+    template = anatomy.regions.sum(1, keepdim=True).clamp(0, 1)
+
+    def off(family: Family, index: int) -> float:
+        head = family.draw(3, index).at(40.0).image() > 0
+        return float((head.float() - template).abs().sum() / template.sum())
+
+    found = [off(registered, index) for index in range(4)]
+    assert max(found) < 0.2 and np.mean(found) < np.mean([off(varied, index) for index in range(4)])
+    women, men = (sum(registered.draw(3, 0, sex).at(30.0).volumes().values()) for sex in "FM")
+    assert abs(women / men - 1) < 0.02, "head size is taken out"
+    assert registered.draw(3, 0).scanner.resolution == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="one of the two"):
+        Family([anatomy], law, varied=True, registered=True)
+
+
 def test_sexes_differ_in_head_size(family: Family) -> None:
     women = np.mean([sum(family.draw(0, i, "F").at(30.0).volumes().values()) for i in range(4)])
     men = np.mean([sum(family.draw(0, i, "M").at(30.0).volumes().values()) for i in range(4)])

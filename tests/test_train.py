@@ -254,6 +254,24 @@ def test_command_refuses(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "ldm", "--set", 'data.people="odd"'], "there are varied and registered"),
+        (["--preset", "sex", "--set", "data.paired=1"], "neither true nor false"),
+        (["--preset", "score-age", "--set", "data.paired=true"], "data.paired"),
+    ],
+)
+def test_command_refuses_people_that_there_are_not(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cftools.cli.train import main
+
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_dry_run_counts_what_training_would_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from cftools.cli.train import main
 
