@@ -26,7 +26,7 @@ from cftools.latent import Latent, scan_facts
 from cftools.nets.standard import given_by, taken_by
 from cftools.prepare import Prepared
 from cftools.preset import DiffusionSampling, Preset
-from cftools.sampling import Sampler, Scene, Started, from_prior
+from cftools.sampling import Sampler, Scene, Started
 from cftools.space import Space, VaeSpace, make_space
 from cftools.weights import Checkpoint, Facts, load
 
@@ -257,7 +257,7 @@ class DiffusionModel:
         """New latents, one a condition, all from the noise of one sample number."""
         like = torch.zeros((1, *self.space.facts.latent_shape), device=self.device)
         draws = noise.Draws(seed, (sample,))
-        sampler = replace(self.sampler, sampling=from_prior(self.sampling))
+        sampler = replace(self.sampler, sampling=self.sampling.without_scan())
         facts = LatentFacts(
             kind="edited",
             preset=self.preset.name,

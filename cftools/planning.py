@@ -105,7 +105,8 @@ def plan(
         needed = " or ".join(ability.architectures)
         raise PresetError(f"preset {preset.name}: needs {needed} weights, {name} are {facts.architecture}")
     label = name if locate(name)[1] else Path(name).stem
-    preset = preset.with_weights(label).override(**sampling)
+    preset = preset.with_weights(label)
+    preset = (preset.without_scan() if task == "synth" else preset).override(**sampling)
     if task == "edit" and preset.carry not in ability.carries:
         needed = " or ".join(ability.carries)
         raise PresetError(f"preset {preset.name}: a {preset.method} method is carried by {needed}, not {preset.carry}")

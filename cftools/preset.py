@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,17 @@ class DiffusionSampling:
         _require(once or self.constraint == "repaint", "dilation and resample go with constraint repaint")
         first_order = self.inversion_iterations == 1 and self.inversion_tolerance == 0
         _require(first_order or inverts, "inversion_iterations and _tolerance go with start inverted")
+
+    def without_scan(self) -> DiffusionSampling:
+        """The same way down, from pure noise: how new scans are made by a preset that else starts from one."""
+        return replace(
+            self,
+            start="prior",
+            start_time=1.0,
+            noise="zero" if self.solver in DETERMINISTIC else "fresh",
+            inversion_iterations=1,
+            inversion_tolerance=0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -209,6 +220,7 @@ class Preset:
         sampling: the keys of the method's own table.
         carry: how an edit is brought to the scan's own grid; None where nothing is edited.
         tuned: sampling and carry keys that hold when certain weights have the main role.
+        prior: sampling keys of a diffusion that hold where new scans are made.
         recipe: how its weights are trained.
     """
 
@@ -221,6 +233,7 @@ class Preset:
     sampling: FlowSampling | DiffusionSampling | GeneratorSampling | TokenSampling | NoSampling
     carry: Carry | None = None
     tuned: Mapping[str, Mapping[str, Any]] = FrozenMapping()
+    prior: Mapping[str, Any] = FrozenMapping()
     recipe: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
@@ -240,6 +253,8 @@ class Preset:
         known = [name for names in self.weights.values() for name in names]
         for name in self.tuned:
             _require(name in known, f"tuned.{name}: no role names these weights")
+        makes = isinstance(self.sampling, DiffusionSampling) and "synth" in self.tasks
+        _require(makes or not self.prior, "prior goes with a diffusion that makes new scans")
         made = [(recipe.role, recipe.size, recipe.objective) for recipe in self.recipe]
         _require(len(set(made)) == len(made), "two recipes have the same role, size and objective")
         for recipe in self.recipe:
@@ -271,6 +286,17 @@ class Preset:
         table["tuned"] = {}
         return _build(table, f"preset {self.name}").override(**self.tuned.get(name, {}))
 
+    def without_scan(self) -> Preset:
+        """The preset as it makes new scans: from the prior, and as `prior` says.
+
+        Raises:
+            PresetError: a key of it is none of a diffusion's, or does not go with the others.
+        """
+        if not isinstance(self.sampling, DiffusionSampling):
+            return self
+        sampling = {**asdict(self.sampling.without_scan()), **self.prior}
+        return _build({**plain(self), "sampling": sampling, "prior": {}}, f"preset {self.name}")
+
     def recipe_for(self, size: Size = "bundled", role: str | None = None, objective: str | None = None) -> Recipe:
         """The one recipe for a role (the main one unless told) and size.
 
@@ -292,13 +318,13 @@ class Preset:
     def table(self) -> dict[str, dict[str, Any]]:
         """The preset without its recipes and what is tuned, in plain tables, as `from_table` takes it back."""
         whole = plain(self)
-        for name in ("recipe", "tuned"):
+        for name in ("recipe", "tuned", "prior"):
             del whole[name]
         return {"weights": whole.pop("weights"), "sampling": whole.pop("sampling"), "preset": whole}
 
     def resolved(self) -> dict[str, Any]:
         """What decides a result, as plain values for the provenance: all but how the weights were made."""
-        left_out = ("recipe", "tuned", "title", "citation")
+        left_out = ("recipe", "tuned", "prior", "title", "citation")
         return {key: value for key, value in plain(self).items() if key not in left_out}
 
 
@@ -359,6 +385,8 @@ def read_preset(path: Path) -> Preset:
     preset = _build(table, str(path))
     for name in preset.tuned:
         preset.with_weights(name)
+    if preset.prior:
+        preset.without_scan()
     return preset
 
 

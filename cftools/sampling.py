@@ -25,7 +25,7 @@ from cftools.diffusion.path import Path, describe, make_path
 from cftools.diffusion.solver import Solver
 from cftools.errors import PresetError, WeightsError
 from cftools.facts import DiffusionFacts
-from cftools.preset import DETERMINISTIC, DiffusionSampling
+from cftools.preset import DiffusionSampling
 from cftools.space import Space, pooled
 
 #: Solvers by the name that presets know them by.
@@ -270,18 +270,6 @@ class Sampler:
         if self.sampling.solver in REMEMBERS:
             return self._solver
         return FixedPoint(self._solver, self.sampling.inversion_iterations, self.sampling.inversion_tolerance)
-
-
-def from_prior(sampling: DiffusionSampling) -> DiffusionSampling:
-    """The same way down, from pure noise: how new scans are made by a preset that else starts from one."""
-    return replace(
-        sampling,
-        start="prior",
-        start_time=1.0,
-        noise="zero" if sampling.solver in DETERMINISTIC else "fresh",
-        inversion_iterations=1,
-        inversion_tolerance=0.0,
-    )
 
 
 class _Counted:

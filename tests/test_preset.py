@@ -201,6 +201,28 @@ def test_flag_beats_tuned_beats_preset_beats_default() -> None:
     assert preset.override(carry="region").carry == "region"
 
 
+def test_new_scans_are_made_as_the_prior_says(tmp_path: Path) -> None:
+    ldm = fixture("ldm")
+    assert isinstance(ldm.sampling, DiffusionSampling) and ldm.sampling.start == "inverted"
+    plain = ldm.without_scan().sampling
+    assert isinstance(plain, DiffusionSampling)
+    assert (plain.start, plain.noise, plain.inversion_iterations) == ("prior", "zero", 1)
+    assert (plain.solver, plain.steps, plain.guidance) == (ldm.sampling.solver, ldm.sampling.steps, ldm.sampling.guidance)
+    path = tmp_path / "mine.toml"
+    text = (FIXTURES / "ldm.toml").read_text()
+    path.write_text(text.replace("[[recipe]]", '[prior]\nsolver = "ddpm"\nnoise = "fresh"\nsteps = 7\n\n[[recipe]]', 1))
+    mine = read_preset(path)
+    other = mine.without_scan().override(steps=9).sampling
+    assert isinstance(other, DiffusionSampling)
+    assert (other.start, other.solver, other.noise, other.steps) == ("prior", "ddpm", "fresh", 9)
+    assert mine.sampling == ldm.sampling, "edits are made as before"
+    assert mine.without_scan().without_scan() == mine.without_scan()
+    path.write_text(text.replace("[[recipe]]", '[prior]\nsolver = "ddpm"\n\n[[recipe]]', 1))
+    with pytest.raises(PresetError, match="does not go with noise zero"):
+        read_preset(path)
+    assert "prior goes with" in refused(tmp_path, TWIN.replace("[sampling]", "[prior]\nsteps = 2\n[sampling]"))
+
+
 def test_a_file_named_by_mistake_is_not_read(tmp_path: Path) -> None:
     assert "too large" in refused(tmp_path, TWIN + "\n" * (1 << 20))
 

@@ -20,7 +20,7 @@ from cftools.diffusion.path import make_path
 from cftools.errors import PresetError, WeightsError
 from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.preset import DiffusionSampling, Preset, read_preset
-from cftools.sampling import Sampler, Scene, Started, dilated, from_prior
+from cftools.sampling import Sampler, Scene, Started, dilated
 from cftools.space import IdentitySpace, Space, VaeSpace, WaveletSpace
 
 FOLDER = Path(__file__).parent / "presets"
@@ -222,7 +222,7 @@ def test_wavelet_synthesis_shares_its_noise_between_prompts() -> None:
         return found
 
     known = facts("x0", "vp-linear")
-    sampler = Sampler(from_prior(sampling), known, Toy(known, means, channels=8))
+    sampler = Sampler(sampling.without_scan(), known, Toy(known, means, channels=8))
     begun = Started(noise.Draws(1, (0,))(torch.zeros(1, 8, 8, 8, 8), "start", 0))
     low, high = (space.decode(sampler.down(begun, Scene(), told(value), DRAWS)) for value in (0.0, 0.3))
     # A low band of m is an even image of 3 m / sqrt(8).

@@ -1,21 +1,24 @@
-"""Latents as a denoiser takes them: less what is usual at each place, over how much they vary there."""
+"""Latents as a denoiser takes them: less what is usual at each place, each channel by what it does to the image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
-#: Of the spread of a channel's latents over all places: the least that one place has.
-LEAST_SPREAD = 0.1
+#: Of the effect of the channel that changes an image most: the least that one is taken to have.
+LEAST_GAIN = 0.05
 
 
 class Standard(nn.Module):
-    """Latents less what is usual at each place, over how much they vary there, so that they have unit variance.
+    """Latents less what is usual at each place, in units of the image, of variance 1 over all.
 
-    Else the noise drowns what tells one brain from another long before it drowns what all have in common, and most of
-    a training, and of a sampling, is about an average (Rombach et al. 2022, section 4.3.2 and appendix G, scale by one
-    number; registered scans have an average worth taking off, and a background where nothing varies).
+    Registered scans have an average to take off: else the noise drowns what tells one brain from another long before
+    it drowns what all have in common. A channel counts as much as the image changes by it, so that noise of a latent
+    is noise of an image, which drowns detail first and the outline last. Were every channel brought to the same
+    variance, the brightness of 8 mm would drown together with the finest detail, and what is made of noise alone
+    would be mottled. Rombach et al. 2022 (section 4.3.2 and appendix G) scale all channels by one number.
     """
 
     centre: Tensor
@@ -26,16 +29,21 @@ class Standard(nn.Module):
         self.register_buffer("centre", torch.zeros(1, channels, *sides))
         self.register_buffer("spread", torch.ones(1, channels, *sides))
 
-    def learn(self, latents: Tensor) -> None:
-        """Take centre and spread from latents (B, C, *sides) such as will be trained on."""
+    def learn(self, latents: Tensor, decode: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Take centre and spread from latents (B, C, *sides) such as will be trained on.
+
+        Args:
+            decode: latents to images; without it all channels count alike.
+        """
         centre = latents.mean(0, keepdim=True)
-        variance = (latents - centre).square().mean(0, keepdim=True)
-        # Neighbours vary alike, and few latents say how much; where next to nothing varies, not all is blown up.
-        pool = functional.avg_pool3d if latents.ndim == 5 else functional.avg_pool2d
-        variance = pool(variance, 3, stride=1, padding=1, count_include_pad=False)
-        least = LEAST_SPREAD * variance.mean(tuple(range(2, latents.ndim)), keepdim=True).sqrt()
+        apart = latents - centre
+        others = (0, *range(2, latents.ndim))
+        deviation = apart.square().mean(others).sqrt().clamp_min(1e-6)
+        gain = torch.ones_like(deviation) if decode is None else gains(decode, latents[:1], deviation)
+        by_channel = gain.view(1, -1, *[1] * (latents.ndim - 2))
+        size = (apart * by_channel).square().mean().sqrt().clamp_min(1e-6)
         self.centre.copy_(centre)
-        self.spread.copy_(torch.maximum(variance.sqrt(), least).clamp_min(1e-3))
+        self.spread.copy_((size / by_channel).expand_as(self.spread))
 
     def of(self, latents: Tensor) -> Tensor:
         """Latents (B, C, *sides) as the network takes them."""
@@ -44,6 +52,25 @@ class Standard(nn.Module):
     def back(self, x: Tensor) -> Tensor:
         """The latents of what `of` makes of them."""
         return x * self.spread + self.centre
+
+
+def gains(decode: Callable[[Tensor], Tensor], latent: Tensor, deviation: Tensor) -> Tensor:
+    """How much an image changes, root mean square, by a unit of each channel of its latent, (C,).
+
+    Args:
+        decode: latents to images.
+        latent: (1, C, *sides); deviation: by how much each channel is moved at random, (C,).
+    """
+    random = torch.Generator().manual_seed(0)
+    found = []
+    with torch.no_grad():
+        image = decode(latent)
+        for channel, much in enumerate(deviation):
+            moved = latent.clone()
+            moved[:, channel] += much * torch.randn(moved[:, channel].shape, generator=random).to(moved)
+            found.append((decode(moved) - image).square().mean().sqrt().to(much) / much)
+    gain = torch.stack(found)
+    return gain.clamp_min(LEAST_GAIN * float(gain.max()))
 
 
 def taken_by(network: nn.Module, latents: Tensor) -> Tensor:

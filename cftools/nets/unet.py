@@ -27,7 +27,7 @@ class UNetArchitecture:
         blocks: residual blocks a level; heads: channels of an attention head; groups: of the group norm.
         dimensions: 2 or 3.
         timed: what is told goes beside the time into every block too, not by attention alone.
-        centred: noise is mixed with latents less what is usual at a place, over how much they vary there.
+        centred: noise is mixed with latents less what is usual at a place, each channel by what it does to the image.
     """
 
     inputs: int

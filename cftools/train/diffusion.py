@@ -152,7 +152,8 @@ class DiffusionObjective:
         dropout: share of items whose condition is withheld whole, so that the null is learned; and the share of which
             each of several variables is.
         space, space_sha256: of the latents, and of the weights that made them.
-        decode: latents (B, C, *sides) to images (B, 1, X, Y, Z), for pictures; None draws none.
+        decode: latents (B, C, *sides) to images (B, 1, X, Y, Z), for pictures and for what a channel does to an image;
+            None draws none, and takes all channels to do the same.
         typical: latents (B, C, *sides) from which a network that takes them centred learns how.
     """
 
@@ -173,7 +174,7 @@ class DiffusionObjective:
         torch.manual_seed(self.seed)
         network = UNet(self.architecture)
         if network.standard is not None and self._typical is not None:
-            network.standard.learn(self._typical)
+            network.standard.learn(self._typical, self.decode)
         return network
 
     @cached_property
