@@ -19,7 +19,7 @@ from cftools.errors import LatentError
 from cftools.facts import DiffusionFacts, GridFacts, ScanFacts, SpaceFacts, Target, WeightsUsed
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
-from cftools.nets.standard import Standard
+from cftools.nets.standard import LEAST_GAIN, Standard, gains
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.preset import DiffusionSampling, Preset
 from cftools.schema import plain, read
@@ -360,9 +360,8 @@ def test_a_centred_denoiser_edits_and_makes_latents_of_its_space() -> None:
 
 
 def test_what_is_usual_is_learned_before_the_first_step() -> None:
-    """Latents have no mean at any place then and unit variance in every channel, whatever they had."""
-    centre, spread = torch.randn(1, 2, 8, 8, 8), torch.tensor([0.1, 5.0]).view(1, 2, 1, 1, 1).repeat(1, 1, 8, 8, 8)
-    spread[:, :, :4] *= 3
+    """Latents have no mean at any place then, unit variance over all, and channels weigh as in the image."""
+    centre, spread = torch.randn(1, 2, 8, 8, 8), torch.tensor([1.0, 5.0]).view(1, 2, 1, 1, 1)
 
     def typical() -> torch.Tensor:
         return centre + spread * torch.randn((400, 2, 8, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -371,20 +370,32 @@ def test_what_is_usual_is_learned_before_the_first_step() -> None:
         mean = typical()[number : number + 1]
         return {"mean": mean, "std": torch.zeros_like(mean), "context": torch.zeros(1, 1)}
 
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        return 10 * latent[:, :1] + latent[:, 1:]
+
     unet = UNetArchitecture(2, 2, (8, 16), (False, True), 1, heads=8, sides=(8, 8, 8), centred=True)
     latents = Latents(encoded_as, crowd(400), 0, batch=32)
     path = make_path("scaled-linear")
-    made = DiffusionObjective(unet, latents, path, "v", 0.2, 0, {}, SPACE, typical=typical)
+    made = DiffusionObjective(unet, latents, path, "v", 0.2, 0, {}, SPACE, decode=decode, typical=typical)
     network = made.network()
     clean = made.drawn(network, latents[400]).clean
     assert float(clean.mean().abs()) < 0.02
-    for places in (slice(0, 3), slice(5, 8)):  # between the two neighbours are taken together
-        assert clean[:, :, places].var(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1, 1], abs=0.1)
+    # In the image the channels' spreads are 10 x 1 and 1 x 5, and 1.6 and 0.4 have a mean of 1.
+    assert clean.var(dim=(0, 2, 3, 4)).tolist() == pytest.approx([1.6, 0.4], rel=0.05)
     torch.testing.assert_close(network.standard.back(network.standard.of(centre)), centre)  # type: ignore[operator,union-attr]
     assert {"standard.centre", "standard.spread"} <= network.state_dict().keys(), "they are kept with the weights"
     tuned = replace(made, typical=None).network()
     tuned.load_state_dict(network.state_dict())
     torch.testing.assert_close(tuned.standard.centre, network.standard.centre)  # type: ignore[union-attr]
+    undecoded = replace(made, decode=None).network()
+    alike = made.drawn(undecoded, latents[400]).clean.var(dim=(0, 2, 3, 4)).tolist()
+    assert alike == pytest.approx([2 / 26, 50 / 26], rel=0.05), "nobody says that one matters more"
+
+
+def test_a_channel_that_no_image_shows_is_not_blown_up() -> None:
+    gain = gains(lambda latent: 3 * latent[:, :1], torch.zeros(1, 2, 4, 4, 4), torch.tensor([0.5, 2.0]))
+    assert float(gain[1]) == pytest.approx(LEAST_GAIN * float(gain[0]))
+    assert 2.0 < float(gain[0]) < 4.0
 
 
 def test_latents_of_others_are_refused() -> None:

@@ -207,7 +207,11 @@ def test_new_scans_are_made_as_the_prior_says(tmp_path: Path) -> None:
     plain = ldm.without_scan().sampling
     assert isinstance(plain, DiffusionSampling)
     assert (plain.start, plain.noise, plain.inversion_iterations) == ("prior", "zero", 1)
-    assert (plain.solver, plain.steps, plain.guidance) == (ldm.sampling.solver, ldm.sampling.steps, ldm.sampling.guidance)
+    assert (plain.solver, plain.steps, plain.guidance) == (
+        ldm.sampling.solver,
+        ldm.sampling.steps,
+        ldm.sampling.guidance,
+    )
     path = tmp_path / "mine.toml"
     text = (FIXTURES / "ldm.toml").read_text()
     path.write_text(text.replace("[[recipe]]", '[prior]\nsolver = "ddpm"\nnoise = "fresh"\nsteps = 7\n\n[[recipe]]', 1))
