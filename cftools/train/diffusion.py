@@ -173,9 +173,14 @@ class DiffusionObjective:
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
         network = UNet(self.architecture)
-        if network.standard is not None and self._typical is not None:
-            network.standard.learn(self._typical, self.decode)
+        self.settle(network)
         return network
+
+    def settle(self, network: nn.Module) -> None:
+        """What is usual among those that it will be trained on, if the network takes latents centred."""
+        standard = getattr(network, "standard", None)
+        if standard is not None and self._typical is not None:
+            standard.learn(self._typical, self.decode)
 
     @cached_property
     def _typical(self) -> Tensor | None:

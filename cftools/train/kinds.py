@@ -262,7 +262,8 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         encoder.sha256,
         job.losses["twin"],
         encoder.decode,
-        None if job.recipe.initial else latents.typical,  # what is fine-tuned knows it
+        # A cycle is a fine-tuning on the same people; other people have another average.
+        None if job.recipe.initial and job.recipe.objective == "cycle" else latents.typical,
     )
 
 

@@ -48,7 +48,8 @@ class Objective(Protocol):
     It may also have a method `preview(network, item)` that returns images to look at, (rows, columns, X, Y, Z) in
     0..1.5, such as inputs with what the network makes of them, or None. And a method `groups(network)` that returns
     the optimiser's parameter groups, where a part learns in its own way: "factor" multiplies the rate of one, and each
-    is clipped on its own.
+    is clipped on its own. And a method `settle(network)` that learns of the data what is known before the first step,
+    once initial weights are in.
     """
 
     def network(self) -> nn.Module:
@@ -217,6 +218,7 @@ def _begin(objective: Objective, schedule: Schedule, device: torch.device, initi
         try:
             for one in (network, average):
                 getattr(one, "kept", one).load_state_dict(initial)
+                getattr(objective, "settle", _as_it_is)(one)
         except RuntimeError as error:
             raise UsageError(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
@@ -231,6 +233,10 @@ def _begin(objective: Objective, schedule: Schedule, device: torch.device, initi
     decisive = {name: value for name, value in asdict(schedule).items() if name not in INDIFFERENT}
     settings = json.dumps({**decisive, **objective.description()}, sort_keys=True)
     return State(checkpointed(network) if schedule.checkpointing else network, average, optimiser, settings)
+
+
+def _as_it_is(network: nn.Module) -> None:
+    """Initial weights whole."""
 
 
 class _Losses(nn.Module):
