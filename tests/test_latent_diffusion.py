@@ -387,6 +387,12 @@ def test_what_is_usual_is_learned_before_the_first_step() -> None:
     tuned = replace(made, typical=None).network()
     tuned.load_state_dict(network.state_dict())
     torch.testing.assert_close(tuned.standard.centre, network.standard.centre)  # type: ignore[union-attr]
+    others = replace(made, typical=lambda: typical() + 7, latents=latents)
+    tuned = others.network()
+    tuned.load_state_dict(network.state_dict())
+    others.settle(tuned)
+    moved = tuned.standard.centre - network.standard.centre  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(moved, torch.full_like(moved, 7.0))  # other people, another average
     undecoded = replace(made, decode=None).network()
     alike = made.drawn(undecoded, latents[400]).clean.var(dim=(0, 2, 3, 4)).tolist()
     assert alike == pytest.approx([2 / 26, 50 / 26], rel=0.05), "nobody says that one matters more"

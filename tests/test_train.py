@@ -55,6 +55,13 @@ class Line:
         return Product(network)
 
 
+class Settling(Line):
+    """A regression that learns one thing of the data before the first step."""
+
+    def settle(self, network: nn.Module) -> None:
+        network.get_parameter("0.bias").data.fill_(3.0)
+
+
 SCHEDULE = Schedule(60, learning_rate=0.05, ema=0.9, workers=0, save_every=10, log_every=5)
 KILLED = """
 import os, signal, sys
@@ -67,6 +74,16 @@ def die(step, total, losses):
         os.kill(os.getpid(), signal.SIGKILL)
 train(Line(), SCHEDULE, Path({out!r}), die)
 """
+
+
+def test_what_initial_weights_know_of_others_data_is_learned_anew(tmp_path: Path) -> None:
+    initial = Line().network().state_dict()
+    still = replace(SCHEDULE, steps=1, learning_rate=1e-9, ema=0.0)
+    plain, _ = train(Line(), still, tmp_path / "plain", initial=initial)
+    settled, _ = train(Settling(), still, tmp_path / "settled", initial=initial)
+    torch.testing.assert_close(plain.get_parameter("0.bias"), initial["0.bias"])
+    torch.testing.assert_close(settled.get_parameter("0.bias"), torch.full_like(initial["0.bias"], 3.0))
+    torch.testing.assert_close(settled.get_parameter("0.weight"), initial["0.weight"])
 
 
 @pytest.fixture(scope="module")
