@@ -1,9 +1,10 @@
-"""What a denoiser knows at each time: the error of its estimate of x_0, over that of the average latent.
+"""What a denoiser knows at each time: the error of its estimate of x_0, decoded, over that of the average latent.
 
     python benchmarks/denoiser.py --json docs/results/denoiser.json
 
-On simulated people that no weights saw, at two ages each, under their own condition. At time 1 all is noise, and the
-best estimate there is is the average of those of that age and sex, here of people who grow from the MNI152 average.
+On simulated people, registered, that no weights saw, at two ages each, under their own condition. At time 1 all is
+noise, and the best estimate there is is the average of those of that age and sex, here of people who grow from the
+MNI152 average.
 """
 
 from __future__ import annotations
@@ -33,10 +34,16 @@ from cftools.weights import load
 
 def people(space: Any, variables: Any, seed: int, count: int) -> tuple[Tensor, Tensor]:
     """Latents (B, C, *sides) of people and their conditions (B, V)."""
-    cohort = Simulated(Family([template_anatomy()], load_law("normative")), seed, 2, count, variables=variables)
+    family = Family([template_anatomy()], load_law("normative"), registered=True)
+    cohort = Simulated(family, seed, 2, count, variables=variables)
     scans = [cohort.scans(number) for number in range(count)]
     images = torch.cat([one["image"] for one in scans]).float()
     return torch.cat([space.encode(image[None])[0] for image in images]), torch.cat([one["context"] for one in scans])
+
+
+def decoded(space: Any, latents: Tensor) -> Tensor:
+    """Their images, (B, 1, X, Y, Z)."""
+    return torch.cat([space.decode(one[None]) for one in latents])
 
 
 def main() -> None:
@@ -59,7 +66,8 @@ def main() -> None:
         assert facts is not None
         network, path = checkpoint.network(UNet, UNetArchitecture), make_path(facts.path, **facts.settings)
         latents, told = people(space, checkpoint.facts.variables, options.seed, options.n)
-        average = (latents - latents.mean(0)).square().mean()
+        images = decoded(space, latents)
+        average = (images - decoded(space, latents.mean(0, keepdim=True))).square().mean()
         clean = taken_by(network, latents)
         for time in options.times:
             at = levels(path, trained_times(path, torch.full((len(clean),), time)), clean)
@@ -70,7 +78,7 @@ def main() -> None:
                 [network(*(x[None] for x in one)) for one in zip(noisy, at.network_time, told, strict=True)]
             )
             estimate = solved(facts.prediction, said.float(), noisy, at.alpha, at.sigma).x0
-            ratio = float((given_by(network, estimate) - latents).square().mean() / average)
+            ratio = float((decoded(space, given_by(network, estimate)) - images).square().mean() / average)
             rows.append({"weights": checkpoint.name, "time": time, "error_over_average": ratio})
             print(f"{checkpoint.name:20} t = {time:<4} {ratio:.3f}", flush=True)
     if options.json:
