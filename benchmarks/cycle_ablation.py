@@ -39,7 +39,8 @@ from cftools.phantom.anatomy import Anatomy, template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.prepare import GRID_2MM
-from cftools.preset import Network, Preset, Recipe, load_preset
+from cftools.preset import Preset, load_preset
+from cftools.recipe import Network, Recipe
 from cftools.sampling import Scene
 from cftools.schema import FrozenMapping
 from cftools.score.counterfactual import bootstrap_ratio
@@ -181,7 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--space", help="weights of its autoencoder, else the preset's")
     parser.add_argument("--base", type=Path, help="BIDS folder of brains to simulate on beside the average")
     parser.add_argument("--cache", type=Path, help="folder in which simulated subjects stay, as cf-train --cache")
-    parser.add_argument("--cohort", type=int, default=400, help="subjects to train on")
+    parser.add_argument("--cohort", type=int, default=320, help="subjects to train on")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("-n", type=int, default=12, help="twins to score on")
     parser.add_argument("--seed", type=int, default=4242, help="of the twins")
@@ -227,7 +228,8 @@ def main() -> None:
     anatomies = [template_anatomy(GRID_2MM)]
     if options.base:
         anatomies += base_anatomies(options.base, GRID_2MM)
-    family = Family(anatomies, load_law("normative"), varied=True)
+    registered = recipe.data.get("people") == "registered"
+    family = Family(anatomies, load_law("normative"), varied=not registered, registered=registered)
     rows, twins = measured(UNTRAINED, options.init, preset, None, family, options)
     numbers = [int(number) for number in options.only.split(",")] if options.only else range(len(VARIANTS))
     with tempfile.TemporaryDirectory() as folder:

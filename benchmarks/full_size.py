@@ -38,7 +38,8 @@ from cftools.diffusion.path import make_path
 from cftools.facts import SpaceFacts
 from cftools.nets.autoencoder import AutoencoderArchitecture
 from cftools.nets.unet import UNetArchitecture
-from cftools.preset import Recipe, list_presets, load_preset
+from cftools.preset import list_presets, load_preset
+from cftools.recipe import Recipe
 from cftools.train.autoencoder import AutoencoderObjective
 from cftools.train.cycle import CycleObjective
 from cftools.train.diffusion import DiffusionObjective, Draw, levels
@@ -144,7 +145,9 @@ def denoiser(recipe: Recipe, cycle: bool = False) -> Built:
     """On one latent; of a cycle, there and back."""
     kind, space = OBJECTIVES[recipe.objective], latents(recipe)
     losses, data = {**kind.losses, **recipe.losses}, {**kind.data, **recipe.data}
-    told = {"inputs": space.channels, "outputs": space.channels, "variables": len(TOLD)}
+    told: dict[str, Any] = {"inputs": space.channels, "outputs": space.channels, "variables": len(TOLD)}
+    if recipe.network.arguments.get("centred"):
+        told["sides"] = space.latent_shape[1:]
     architecture = UNetArchitecture(**arguments(recipe), **told)
     none: Any = None
     plain = Halfway(

@@ -257,11 +257,13 @@ class DiffusionModel:
         """New latents, one a condition, all from the noise of one sample number."""
         like = torch.zeros((1, *self.space.facts.latent_shape), device=self.device)
         draws = noise.Draws(seed, (sample,))
-        sampler = replace(self.sampler, sampling=self.sampling.without_scan())
+        preset = self.preset.without_scan()
+        assert isinstance(preset.sampling, DiffusionSampling)
+        sampler = replace(self.sampler, sampling=preset.sampling)
         facts = LatentFacts(
             kind="edited",
             preset=self.preset.name,
-            resolved=self.preset.table(),
+            resolved=preset.table(),
             weights=self.used,
             space=self.space.facts,
             grid=self.facts.grid,

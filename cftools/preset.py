@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cftools.errors import PresetError
-from cftools.schema import FrozenMapping, plain, read, rest
+from cftools.recipe import Recipe, Size, require
+from cftools.schema import FrozenMapping, plain, read
 
 MethodName = Literal["flow", "diffusion", "generator", "token", "reader", "space"]
 Task = Literal["edit", "synth", "translate", "read", "encode"]
 Carry = Literal["field", "residual", "warp", "replace", "region"]
-Size = Literal["bundled", "full"]
 
 #: What weights can be for, by method; the first is what --weights picks, and no preset goes without it.
 ROLES: dict[MethodName, tuple[str, ...]] = {
@@ -35,6 +35,8 @@ ROLES: dict[MethodName, tuple[str, ...]] = {
 DETERMINISTIC = ("ddim", "euler", "heun", "fireflow", "dpm++2m", "bdia")
 #: Those of them that can be run backwards and then come back the same way.
 INVERTIBLE = ("ddim", "euler", "heun", "fireflow", "bdia")
+#: What of a sampling can differ where new scans are made.
+PRIOR = ("solver", "steps", "noise", "guidance")
 #: No preset is longer than this; a file that is was named by mistake.
 LARGEST_FILE = 1 << 20
 
@@ -46,7 +48,7 @@ class FlowSampling:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "steps must be 1 or more")
+        require(self.steps >= 1, "steps must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -87,24 +89,24 @@ class DiffusionSampling:
 
     def __post_init__(self) -> None:
         for name in ("steps", "resample", "inversion_iterations", "runs"):
-            _require(getattr(self, name) >= 1, f"{name} must be 1 or more")
+            require(getattr(self, name) >= 1, f"{name} must be 1 or more")
         for name in ("dilation", "inversion_tolerance", "guidance"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative")
-        _require(0 < self.start_time <= 1, "start_time must be above 0 and at most 1")
-        _require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
+            require(getattr(self, name) >= 0, f"{name} must not be negative")
+        require(0 < self.start_time <= 1, "start_time must be above 0 and at most 1")
+        require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
         whole_way = self.start_time == 1
-        _require(whole_way or self.start != "prior", "start_time does not go with start prior")
+        require(whole_way or self.start != "prior", "start_time does not go with start prior")
         deterministic = self.solver in DETERMINISTIC
         fits = (self.noise == "zero") == deterministic
-        _require(fits, f"solver {self.solver} does not go with noise {self.noise}")
+        require(fits, f"solver {self.solver} does not go with noise {self.noise}")
         inverts = self.start == "inverted"
-        _require(self.solver in INVERTIBLE or not inverts, f"solver {self.solver} cannot be inverted")
+        require(self.solver in INVERTIBLE or not inverts, f"solver {self.solver} cannot be inverted")
         plays = self.noise == "tape"
-        _require((self.start == "recorded") == plays, "start recorded and noise tape go together")
+        require((self.start == "recorded") == plays, "start recorded and noise tape go together")
         once = self.dilation == 0 and self.resample == 1
-        _require(once or self.constraint == "repaint", "dilation and resample go with constraint repaint")
+        require(once or self.constraint == "repaint", "dilation and resample go with constraint repaint")
         first_order = self.inversion_iterations == 1 and self.inversion_tolerance == 0
-        _require(first_order or inverts, "inversion_iterations and _tolerance go with start inverted")
+        require(first_order or inverts, "inversion_iterations and _tolerance go with start inverted")
 
     def without_scan(self) -> DiffusionSampling:
         """The same way down, from pure noise: how new scans are made by a preset that else starts from one."""
@@ -126,7 +128,7 @@ class GeneratorSampling:
     window_overlap: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
+        require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ class TokenSampling:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, "temperature must be above 0")
-        _require(self.top_k >= 0, "top_k must not be negative")
+        require(self.temperature > 0, "temperature must be above 0")
+        require(self.top_k >= 0, "top_k must not be negative")
 
 
 @dataclass(frozen=True)
@@ -157,59 +159,6 @@ SAMPLINGS: dict[MethodName, type] = {
 
 
 @dataclass(frozen=True)
-class Network:
-    """An architecture by name, and all its other keys as arguments (scalars, or lists of them)."""
-
-    architecture: str
-    arguments: Mapping[str, Any] = rest()
-
-
-@dataclass(frozen=True)
-class Training:
-    """How long and how fast; one of steps and epochs is 0.
-
-    Attributes:
-        batch: items of a step; ema: decay of the averaged weights, 0 for none.
-        checkpointing: less memory for activations, for one more forward pass.
-    """
-
-    learning_rate: float
-    steps: int = 0
-    epochs: int = 0
-    batch: int = 1
-    weight_decay: float = 0.0
-    ema: float = 0.0
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        _require((self.steps > 0) != (self.epochs > 0), "give steps or epochs, one of them")
-        _require(self.batch >= 1, "batch must be 1 or more")
-        _require(self.learning_rate > 0 and self.weight_decay >= 0, "learning_rate or weight_decay is too small")
-        _require(0 <= self.ema < 1, "ema must be 0 or more and below 1")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the weights of one role come about, at the bundled or the paper's full size; in the file's order.
-
-    Attributes:
-        objective: what is trained, as `cf-train` knows it.
-        initial: weights to start from; empty for none.
-        losses: weight of each term of the objective.
-        data: the objective's own settings for what it is trained on.
-    """
-
-    role: str
-    size: Size
-    objective: str
-    network: Network
-    training: Training
-    initial: str = ""
-    losses: Mapping[str, float] = FrozenMapping()
-    data: Mapping[str, Any] = FrozenMapping()
-
-
-@dataclass(frozen=True)
 class Preset:
     """One method, ready to be told its weights.
 
@@ -220,7 +169,7 @@ class Preset:
         sampling: the keys of the method's own table.
         carry: how an edit is brought to the scan's own grid; None where nothing is edited.
         tuned: sampling and carry keys that hold when certain weights have the main role.
-        prior: sampling keys of a diffusion that hold where new scans are made.
+        prior: those of PRIOR that hold where a diffusion makes new scans; they beat what is tuned.
         recipe: how its weights are trained.
     """
 
@@ -238,27 +187,29 @@ class Preset:
 
     def __post_init__(self) -> None:
         roles = ROLES[self.method]
-        _require(bool(self.tasks), "tasks: name one at least")
-        _require(len(set(self.tasks)) == len(self.tasks), "tasks: name each once")
+        require(bool(self.tasks), "tasks: name one at least")
+        require(len(set(self.tasks)) == len(self.tasks), "tasks: name each once")
         for role, names in self.weights.items():
-            _require(role in roles, f"weights.{role}: a {self.method} method has {', '.join(roles)}")
-            _require(bool(names) and all(names), f"weights.{role}: name one at least")
-        _require(roles[0] in self.weights, f"weights.{roles[0]} is missing")
-        _require(
+            require(role in roles, f"weights.{role}: a {self.method} method has {', '.join(roles)}")
+            require(bool(names) and all(names), f"weights.{role}: name one at least")
+        require(roles[0] in self.weights, f"weights.{roles[0]} is missing")
+        require(
             (self.carry is None) == (set(self.tasks) <= {"synth", "read", "encode"}),
             "carry goes with edit and translate",
         )
         paired = getattr(self.sampling, "noise", None) == "paired"
-        _require(paired == ("partner" in self.weights), "noise paired and weights.partner go together")
+        require(paired == ("partner" in self.weights), "noise paired and weights.partner go together")
         known = [name for names in self.weights.values() for name in names]
         for name in self.tuned:
-            _require(name in known, f"tuned.{name}: no role names these weights")
+            require(name in known, f"tuned.{name}: no role names these weights")
         makes = isinstance(self.sampling, DiffusionSampling) and "synth" in self.tasks
-        _require(makes or not self.prior, "prior goes with a diffusion that makes new scans")
+        require(makes or not self.prior, "prior goes with a diffusion that makes new scans")
+        for name in self.prior:
+            require(name in PRIOR, f"prior.{name}: must be one of {', '.join(PRIOR)}")
         made = [(recipe.role, recipe.size, recipe.objective) for recipe in self.recipe]
-        _require(len(set(made)) == len(made), "two recipes have the same role, size and objective")
+        require(len(set(made)) == len(made), "two recipes have the same role, size and objective")
         for recipe in self.recipe:
-            _require(recipe.role in roles, f"recipe.role {recipe.role}: must be one of {', '.join(roles)}")
+            require(recipe.role in roles, f"recipe.role {recipe.role}: must be one of {', '.join(roles)}")
 
     @property
     def main_role(self) -> str:
@@ -400,8 +351,3 @@ def _build(table: Mapping[str, Any], where: str) -> Preset:
     kind = next(kind for name, kind in SAMPLINGS.items() if name == method)
     sampling = read(kind, sampling, f"{where}: sampling", PresetError)
     return read(Preset, {**table, "sampling": sampling}, where, PresetError)
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ValueError(otherwise)

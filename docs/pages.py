@@ -19,7 +19,8 @@ from pathlib import Path
 from cftools.cli.boutiques import descriptor
 from cftools.cli.main import COMMANDS
 from cftools.cli.parameters import interfaces
-from cftools.preset import Preset, Recipe, list_presets, load_preset, presets_folder
+from cftools.preset import Preset, list_presets, load_preset, presets_folder
+from cftools.recipe import Recipe
 
 DOCS = Path(__file__).parent
 

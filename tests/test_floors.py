@@ -19,6 +19,7 @@ FLOORS = (
         "cftools.errors",
         "cftools.schema",
         "cftools.preset",
+        "cftools.recipe",
         "cftools.condition",
         "cftools.facts",
     },

@@ -378,6 +378,7 @@ def test_what_is_usual_is_learned_before_the_first_step() -> None:
     path = make_path("scaled-linear")
     made = DiffusionObjective(unet, latents, path, "v", 0.2, 0, {}, SPACE, decode=decode, typical=typical)
     network = made.network()
+    made.settle(network)
     clean = made.drawn(network, latents[400]).clean
     assert float(clean.mean().abs()) < 0.02
     # In the image the channels' spreads are 10 x 1 and 1 x 5, and 1.6 and 0.4 have a mean of 1.
@@ -393,7 +394,9 @@ def test_what_is_usual_is_learned_before_the_first_step() -> None:
     others.settle(tuned)
     moved = tuned.standard.centre - network.standard.centre  # type: ignore[union-attr,operator]
     torch.testing.assert_close(moved, torch.full_like(moved, 7.0))  # other people, another average
-    undecoded = replace(made, decode=None).network()
+    unseen = replace(made, decode=None)
+    undecoded = unseen.network()
+    unseen.settle(undecoded)
     alike = made.drawn(undecoded, latents[400]).clean.var(dim=(0, 2, 3, 4)).tolist()
     assert alike == pytest.approx([2 / 26, 50 / 26], rel=0.05), "nobody says that one matters more"
 

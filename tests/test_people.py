@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,15 @@ import pytest
 import torch
 
 from cftools.condition import Condition
+from cftools.errors import PresetError
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
-from cftools.train.kinds import VARIABLES
+from cftools.preset import load_preset
+from cftools.schema import FrozenMapping
+from cftools.train.kinds import VARIABLES, Job
 from cftools.train.people import Batches, Cohort, Portrait, Simulated
+from cftools.train.recipes import job_of
 from cftools.train.store import Made, Store
 
 TOLD = {name: VARIABLES[name] for name in ("age", "sex")}
@@ -97,8 +103,8 @@ def test_batches_let_people_join_and_mirror_them() -> None:
 
 
 def test_paired_subjects_differ_by_sex_alone_and_come_together() -> None:
-    registered = Family([template_anatomy()], load_law("normative"), varied=True)
-    people = Simulated(registered, 3, ages=2, size=2, variables=TOLD, paired=True)
+    varied = Family([template_anatomy()], load_law("normative"), varied=True)
+    people = Simulated(varied, 3, ages=2, size=2, variables=TOLD, paired=True)
     scans = people.scans(1)
     context = scans["context"]
     assert scans["image"].shape == (4, 1, 80, 96, 88) and context[:, 1].tolist() == [-1, 1, -1, 1]
@@ -110,3 +116,33 @@ def test_paired_subjects_differ_by_sex_alone_and_come_together() -> None:
     assert item["image"].shape == (2, 2, 1, 80, 96, 88)
     assert torch.equal(item["context"][:, 0, 0], item["context"][:, 1, 0]), "of one age"
     assert item["context"][:, :, 1].tolist() == [[-1, 1], [-1, 1]]
+
+
+def test_a_recipe_says_whom_it_is_trained_on(tmp_path: Path) -> None:
+    law, anatomies = load_law("normative"), [template_anatomy()]
+
+    def job(preset: str, real: Sequence[Portrait] = (), **data: object) -> Job:
+        recipe = load_preset(preset).recipe_for()
+        recipe = replace(recipe, data=FrozenMapping({**recipe.data, **data}))
+        return job_of(recipe, ["sex"] if preset == "sex" else ["age", "sex"], anatomies, real, law, 0, tmp_path)
+
+    def folder(one: Job) -> Path | None:
+        return one.people().store.folder  # type: ignore[attr-defined]
+
+    sexes = job("sex")
+    assert not sexes.family.registered and sexes.family.varied
+    batches = Batches.of(sexes)
+    assert isinstance(batches.people, Simulated) and batches.people.paired
+    assert (batches.subjects, batches.alike) == (8, 2), "sixteen in a step"
+    alone = Batches.of(job("sex", paired=False))
+    assert (alone.subjects, alone.alike) == (16, 1)
+    given = Batches.of(job("sex", portraits(20, 30)))
+    assert (given.subjects, given.alike) == (16, 1), "a cohort is as it is"
+    with pytest.raises(PresetError, match="even number"):
+        Batches.of(job("sex", subjects=5))
+
+    plain = job("ldm")
+    assert plain.family.registered and not plain.family.varied
+    assert not job("ldm", people="varied").family.registered
+    assert folder(sexes) != folder(job("sex", paired=False)), "neither is taken for the other"
+    assert folder(plain) != folder(job("ldm", people="varied"))

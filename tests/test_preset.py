@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from cftools.condition import Condition
 from cftools.errors import PresetError
+from cftools.planning import plan
 from cftools.preset import (
     DiffusionSampling,
     Preset,
@@ -219,10 +221,14 @@ def test_new_scans_are_made_as_the_prior_says(tmp_path: Path) -> None:
     other = mine.without_scan().override(steps=9).sampling
     assert isinstance(other, DiffusionSampling)
     assert (other.start, other.solver, other.noise, other.steps) == ("prior", "ddpm", "fresh", 9)
-    assert mine.sampling == ldm.sampling, "edits are made as before"
+    assert mine.with_weights("age-ldm-2mm").sampling == ldm.sampling, "edits are made as before"
+    assert mine.with_weights("age-ldm-2mm").without_scan().sampling.steps == 7  # type: ignore[union-attr]
     assert mine.without_scan().without_scan() == mine.without_scan()
     path.write_text(text.replace("[[recipe]]", '[prior]\nsolver = "ddpm"\n\n[[recipe]]', 1))
     with pytest.raises(PresetError, match="does not go with noise zero"):
+        read_preset(path)
+    path.write_text(text.replace("[[recipe]]", "[prior]\nstart_time = 0.5\n\n[[recipe]]", 1))
+    with pytest.raises(PresetError, match=r"prior\.start_time: must be one of solver, steps"):
         read_preset(path)
     assert "prior goes with" in refused(tmp_path, TWIN.replace("[sampling]", "[prior]\nsteps = 2\n[sampling]"))
 
@@ -272,3 +278,15 @@ def test_a_frozen_mapping_is_one() -> None:
     frozen = FrozenMapping(items)
     items["c"] = 3
     assert frozen == {"a": 1, "b": 2} and list(frozen) == ["b", "a"] and hash(frozen) == hash(FrozenMapping(frozen))
+
+
+def test_a_plan_to_make_scans_follows_the_prior_and_flags_beat_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    prior = '[prior]\nsolver = "ddpm"\nnoise = "fresh"\nsteps = 7\n\n[[recipe]]'
+    path.write_text((presets_folder() / "ldm.toml").read_text().replace("[[recipe]]", prior, 1))
+    mine = read_preset(path)
+    made = plan(mine, [], Condition(), task="synth", guidance=3.0, steps=9).preset.sampling
+    assert isinstance(made, DiffusionSampling)
+    assert (made.start, made.solver, made.steps, made.guidance) == ("prior", "ddpm", 9, 3.0)
+    edits = plan(mine, [], Condition()).preset.sampling
+    assert isinstance(edits, DiffusionSampling) and (edits.start, edits.solver) == ("inverted", "ddim")

@@ -170,7 +170,8 @@ def train(
     from cftools.cli.bases import base_anatomies, gathered_complaints, real_heads, real_images, real_people
     from cftools.phantom.anatomy import template_anatomy
     from cftools.phantom.law import load_law
-    from cftools.train.kinds import grid_of, simulated_on
+    from cftools.train.building import simulated_on
+    from cftools.train.kinds import grid_of
     from cftools.train.processes import place_of
     from cftools.train.recipes import check, contrasts_of, planned, run, takes_real, usual
 
@@ -263,7 +264,7 @@ def _changed(recipe: Any, settings: list[str]) -> Any:
     import tomllib
 
     from cftools.errors import PresetError
-    from cftools.preset import Recipe
+    from cftools.recipe import Recipe
     from cftools.schema import plain, read
 
     table = plain(recipe)

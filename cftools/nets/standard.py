@@ -38,10 +38,11 @@ class Standard(nn.Module):
         centre = latents.mean(0, keepdim=True)
         apart = latents - centre
         others = (0, *range(2, latents.ndim))
-        deviation = apart.square().mean(others).sqrt().clamp_min(1e-6)
+        deviation = apart.square().mean(others).sqrt()
+        deviation = deviation.where(deviation > 0, torch.ones_like(deviation))  # one latent alone is its own average
         gain = torch.ones_like(deviation) if decode is None else gains(decode, latents[:1], deviation)
         by_channel = gain.view(1, -1, *[1] * (latents.ndim - 2))
-        size = (apart * by_channel).square().mean().sqrt().clamp_min(1e-6)
+        size = (deviation * gain).square().mean().sqrt()
         self.centre.copy_(centre)
         self.spread.copy_((size / by_channel).expand_as(self.spread))
 

@@ -19,7 +19,7 @@ from cftools.errors import PresetError
 from cftools.nets.critic import CodeCritic, ImageCritic, Rivals, unmoved
 from cftools.nets.generator import Generator, GeneratorArchitecture
 from cftools.prepare import Grid
-from cftools.preset import Recipe
+from cftools.recipe import Recipe
 from cftools.train.building import architecture_of
 from cftools.train.loop import Product
 from cftools.train.people import Batches

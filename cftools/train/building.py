@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cftools.errors import PresetError
-from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM
-from cftools.preset import Recipe
+from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
+from cftools.recipe import Recipe
 
 #: What a recipe may name as its grid.
 GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
@@ -26,3 +26,8 @@ def architecture_of(kind: type, recipe: Recipe, **given: Any) -> Any:
     except (TypeError, ValueError) as error:
         reason = str(error).split("__init__() ")[-1]
         raise PresetError(f"network {recipe.network.architecture}: {reason}") from None
+
+
+def simulated_on(grid: Grid) -> Grid:
+    """The grid of the anatomies behind images on a grid: never coarser than 2 mm, where structures keep their shape."""
+    return GRID_1MM if grid == GRID_1MM else GRID_2MM

@@ -88,6 +88,10 @@ class CycleObjective:
     def network(self) -> nn.Module:
         return self.denoising.network()
 
+    def settle(self, network: nn.Module) -> None:
+        """As for denoising."""
+        self.denoising.settle(network)
+
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.denoising.dataset()
 

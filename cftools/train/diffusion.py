@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -172,19 +171,13 @@ class DiffusionObjective:
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        network = UNet(self.architecture)
-        self.settle(network)
-        return network
+        return UNet(self.architecture)
 
     def settle(self, network: nn.Module) -> None:
         """What is usual among those that it will be trained on, if the network takes latents centred."""
         standard = getattr(network, "standard", None)
-        if standard is not None and self._typical is not None:
-            standard.learn(self._typical, self.decode)
-
-    @cached_property
-    def _typical(self) -> Tensor | None:
-        return None if self.typical is None else self.typical()
+        if standard is not None and self.typical is not None:
+            standard.learn(self.typical(), self.decode)
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.latents

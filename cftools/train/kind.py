@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cftools.prepare import GRID_2MM, Grid
-from cftools.preset import Recipe
+from cftools.recipe import Recipe
 from cftools.train.loop import Objective
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from cftools.nets.twin import TwinArchitecture
 from cftools.phantom.anatomy import STRUCTURES
 from cftools.phantom.deform import TARGETS
 from cftools.phantom.twins import HEALTH, Family
-from cftools.prepare import GRID_1MM, GRID_2MM, Grid
-from cftools.preset import Recipe
-from cftools.train.building import GRIDS, architecture_of
+from cftools.prepare import Grid
+from cftools.recipe import Recipe
+from cftools.train.building import GRIDS, architecture_of, simulated_on
 from cftools.train.kind import BATCHES, CYCLE, IMAGES, LATENTS, RIVALS, SUBJECTS, Kind
 from cftools.train.loop import Objective
 from cftools.train.people import Cohort, People, Simulated
@@ -89,7 +89,7 @@ class Job:
         if self.cache is None:
             return Store()
         family = [self.record["anatomies"], self.record["law"], self.family.shares, self.seed]
-        decisive |= {"people": "registered"} if self.family.registered else {}
+        decisive |= {"people": "registered"} if self.family.registered and not self.real else {}
         text = json.dumps([name, family, decisive], sort_keys=True, default=str)
         return Store(self.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
@@ -106,7 +106,7 @@ class Job:
         contrasts = tuple(contrasts)
         paired = {"paired": True} if self.paired else {}
         store = self.store("people", grid=self.grid.name, ages=ages, contrasts=contrasts, **paired)
-        return Simulated(self.family, self.seed, ages, self.cohort, contrasts, variables, pooled, **paired, store=store)
+        return Simulated(self.family, self.seed, ages, self.cohort, contrasts, variables, pooled, self.paired, store)
 
     @property
     def paired(self) -> bool:
@@ -232,7 +232,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     )
 
 
-def _diffusion_objective(job: Job, architecture: Any) -> Objective:
+def _diffusion_objective(job: Job, architecture: Any) -> Any:
     from cftools.diffusion.path import make_path
     from cftools.train.diffusion import DiffusionObjective, Latents
     from cftools.train.images import Encoder
@@ -262,8 +262,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Objective:
         encoder.sha256,
         job.losses["twin"],
         encoder.decode,
-        # A cycle is a fine-tuning on the same people; other people have another average.
-        None if job.recipe.initial and job.recipe.objective == "cycle" else latents.typical,
+        latents.typical,
     )
 
 
@@ -278,7 +277,10 @@ def _cycle_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.cycle import CycleObjective
 
     told = [VARIABLES[name] for name in job.conditions]
-    return CycleObjective.of(_diffusion_objective(job, architecture), job.losses, job.data, told)
+    denoising = _diffusion_objective(job, architecture)
+    if job.recipe.initial:  # it learns to come back, on the people of its ldm, who have been averaged
+        denoising = replace(denoising, typical=None)
+    return CycleObjective.of(denoising, job.losses, job.data, told)
 
 
 def _apart(module: str, name: str) -> tuple[Callable[[Recipe, Sequence[str]], Any], Callable[[Job, Any], Objective]]:
@@ -396,8 +398,3 @@ def grid_of(recipe: Recipe) -> Grid:
     if name != kind.grid.name and name not in GRIDS:
         raise PresetError(f"data.grid: {name!r}: there are {', '.join(GRIDS)}")
     return GRIDS.get(str(name), kind.grid)
-
-
-def simulated_on(grid: Grid) -> Grid:
-    """The grid of the anatomies behind images on a grid: never coarser than 2 mm, where structures keep their shape."""
-    return GRID_1MM if grid == GRID_1MM else GRID_2MM

@@ -48,8 +48,8 @@ class Objective(Protocol):
     It may also have a method `preview(network, item)` that returns images to look at, (rows, columns, X, Y, Z) in
     0..1.5, such as inputs with what the network makes of them, or None. And a method `groups(network)` that returns
     the optimiser's parameter groups, where a part learns in its own way: "factor" multiplies the rate of one, and each
-    is clipped on its own. And a method `settle(network)` that learns of the data what is known before the first step,
-    once initial weights are in.
+    is clipped on its own. And a method `settle(network)` that puts into the network what can be said of the data before
+    the first step; of initial weights it replaces that much.
     """
 
     def network(self) -> nn.Module:
@@ -151,7 +151,8 @@ def train(
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    state, path = _begin(objective, schedule, device, initial), out / "state.safetensors"
+    path = out / "state.safetensors"
+    state = _begin(objective, schedule, device, initial, fresh=not path.exists())
     if path.exists():
         state.restore(path, device)
     losses = processes.wrapped(_Losses(objective, state.network))
@@ -210,19 +211,24 @@ def _make(out: Path) -> None:
         raise OutputError(f"{out}: cannot make the folder ({error.strerror})") from None
 
 
-def _begin(objective: Objective, schedule: Schedule, device: torch.device, initial: dict[str, Tensor] | None) -> State:
-    """The state before the first step."""
+def _begin(
+    objective: Objective, schedule: Schedule, device: torch.device, initial: dict[str, Tensor] | None, fresh: bool
+) -> State:
+    """The state before the first step; one that another is restored into is not settled."""
     network = objective.network().to(device)
     average = objective.network().to(device).requires_grad_(False)
     if initial is not None:
         try:
             for one in (network, average):
                 getattr(one, "kept", one).load_state_dict(initial)
-                getattr(objective, "settle", _as_it_is)(one)
         except RuntimeError as error:
             raise UsageError(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
             ) from None
+    settle = getattr(objective, "settle", None)
+    if settle and fresh:
+        settle(network)
+        average.load_state_dict(network.state_dict())
     groups = getattr(objective, "groups", None)
     optimiser = torch.optim.AdamW(
         groups(network) if groups else network.parameters(),
@@ -233,10 +239,6 @@ def _begin(objective: Objective, schedule: Schedule, device: torch.device, initi
     decisive = {name: value for name, value in asdict(schedule).items() if name not in INDIFFERENT}
     settings = json.dumps({**decisive, **objective.description()}, sort_keys=True)
     return State(checkpointed(network) if schedule.checkpointing else network, average, optimiser, settings)
-
-
-def _as_it_is(network: nn.Module) -> None:
-    """Initial weights whole."""
 
 
 class _Losses(nn.Module):

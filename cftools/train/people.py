@@ -168,21 +168,23 @@ class Batches(Dataset[Made]):
         """As a job's data say, of its people in its contrasts.
 
         Raises:
-            PresetError: a step cannot show more ages of a subject than are made.
+            PresetError: a step cannot show more ages of a subject than are made, or no odd number of paired ones.
         """
         ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
         if together > ages:
             raise PresetError(f"data.together: {together} is more than data.ages, {ages}")
         alike = 2 if job.paired else 1
-        return cls(job.people(ages, job.data["contrasts"]), job.seed, subjects, together, every, alike)
+        if subjects % alike:
+            raise PresetError(f"data.subjects: {subjects} cannot be women and men alike but for that: an even number")
+        return cls(job.people(ages, job.data["contrasts"]), job.seed, subjects // alike, together, every, alike)
 
     def __getitem__(self, index: int) -> Made:
         random = np.random.default_rng([self.seed, 15, index])
         rows = []
         for number in joined(random, self.people, index, self.subjects, self.every):
             scans = self.people.scans(number)
-            some = random.permutation(len(scans["image"]) // self.alike)[: self.together]
-            some = torch.from_numpy(np.add.outer(some * self.alike, np.arange(self.alike)).ravel())
+            chosen = random.permutation(len(scans["image"]) // self.alike)[: self.together]
+            some = torch.from_numpy(np.add.outer(chosen * self.alike, np.arange(self.alike)).ravel())
             row = {name: values[some].float() for name, values in scans.items()}
             rows.append(row | {"image": row["image"].flip(2)} if random.random() < 0.5 else row)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

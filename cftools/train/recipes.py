@@ -18,7 +18,7 @@ from cftools.phantom.contrast import CONTRASTS
 from cftools.phantom.law import AgeingLaw
 from cftools.phantom.twins import Family
 from cftools.prepare import Grid
-from cftools.preset import Recipe
+from cftools.recipe import Recipe
 from cftools.schema import FrozenMapping
 from cftools.train.kinds import OBJECTIVES, VARIABLES, Job, grid_of, variables_of
 from cftools.train.loop import Objective, Preview, Progress, Schedule, train

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from cftools.errors import PresetError
 from cftools.nets.convolutional import ConvolutionalArchitecture, ConvolutionalReader
 from cftools.prepare import GRID_2MM
-from cftools.preset import Recipe
+from cftools.recipe import Recipe
 from cftools.train.building import GRIDS, architecture_of
 from cftools.train.looks import DAMAGES, bent, cut_back, damaged
 from cftools.train.loop import Product

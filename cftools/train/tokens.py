@@ -21,7 +21,7 @@ from cftools.nets.autoencoder import Critic
 from cftools.nets.critic import Rivals, unmoved
 from cftools.nets.tokens import TokenTransformer, TransformerArchitecture, VqArchitecture, VqAutoencoder
 from cftools.prepare import Grid
-from cftools.preset import Recipe
+from cftools.recipe import Recipe
 from cftools.space import VqSpace
 from cftools.train.adversarial import balance
 from cftools.train.building import architecture_of
