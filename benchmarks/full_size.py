@@ -68,7 +68,7 @@ class Built:
 class Halfway(DiffusionObjective):
     """Denoises at the middle of the path: what is counted has shapes and no values, so that no time can be drawn."""
 
-    def drawn(self, item: dict[str, Tensor]) -> Draw:
+    def drawn(self, network: nn.Module, item: dict[str, Tensor]) -> Draw:
         clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
         times = torch.tensor([0.5])
         eps, withheld = torch.randn_like(clean), torch.zeros_like(context, dtype=torch.bool)

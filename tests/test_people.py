@@ -112,10 +112,11 @@ def test_paired_subjects_differ_by_sex_alone_and_come_together() -> None:
     apart = (scans["image"][0].float() - scans["image"][1].float()).abs().mean()
     aged = (scans["image"][0].float() - scans["image"][2].float()).abs().mean()
     assert 0 < apart < 0.5 * aged, "one anatomy, of which sex changes less than decades do"
-    item = Batches(people, 0, subjects=2, alike=2)[3]
-    assert item["image"].shape == (2, 2, 1, 80, 96, 88)
-    assert torch.equal(item["context"][:, 0, 0], item["context"][:, 1, 0]), "of one age"
-    assert item["context"][:, :, 1].tolist() == [[-1, 1], [-1, 1]]
+    batches = Batches(people, 0, subjects=2, alike=2)
+    for item in (batches[index] for index in range(4)):
+        assert item["image"].shape == (2, 2, 1, 80, 96, 88)
+        assert torch.equal(item["context"][:, 0, 0], item["context"][:, 1, 0]), "of one age"
+        assert item["context"][:, :, 1].tolist() == [[-1, 1], [-1, 1]]
 
 
 def test_a_recipe_says_whom_it_is_trained_on(tmp_path: Path) -> None:

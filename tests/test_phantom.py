@@ -146,6 +146,9 @@ def test_people_once_registered_are_plain_scans_in_place(anatomy: Anatomy, law: 
 
     found = [off(registered, index) for index in range(4)]
     assert max(found) < 0.2 and np.mean(found) < np.mean([off(varied, index) for index in range(4)])
+    moved = [float(registered.draw(3, index).to_base.abs().max()) for index in range(6)]
+    assert max(moved) < 14, "nobody is turned, or mirrored as some of those are"
+    assert max(float(varied.draw(3, index).to_base.abs().max()) for index in range(6)) > 100
     women, men = (sum(registered.draw(3, 0, sex).at(30.0).volumes().values()) for sex in "FM")
     assert abs(women / men - 1) < 0.02, "head size is taken out"
     assert registered.draw(3, 0).scanner.resolution == (0.0, 0.0, 0.0)

@@ -58,7 +58,10 @@ class Line:
 class Settling(Line):
     """A regression that learns one thing of the data before the first step."""
 
+    settled = 0
+
     def settle(self, network: nn.Module) -> None:
+        self.settled += 1
         network.get_parameter("0.bias").data.fill_(3.0)
 
 
@@ -80,7 +83,10 @@ def test_what_initial_weights_know_of_others_data_is_learned_anew(tmp_path: Path
     initial = Line().network().state_dict()
     still = replace(SCHEDULE, steps=1, learning_rate=1e-9, ema=0.0)
     plain, _ = train(Line(), still, tmp_path / "plain", initial=initial)
-    settled, _ = train(Settling(), still, tmp_path / "settled", initial=initial)
+    settling = Settling()
+    settled, _ = train(settling, still, tmp_path / "settled", initial=initial)
+    train(settling, still, tmp_path / "settled", initial=initial)
+    assert settling.settled == 1, "a run that goes on has been settled"
     torch.testing.assert_close(plain.get_parameter("0.bias"), initial["0.bias"])
     torch.testing.assert_close(settled.get_parameter("0.bias"), torch.full_like(initial["0.bias"], 3.0))
     torch.testing.assert_close(settled.get_parameter("0.weight"), initial["0.weight"])

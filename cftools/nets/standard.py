@@ -17,12 +17,12 @@ class Standard(nn.Module):
     Registered scans have an average to take off: else the noise drowns what tells one brain from another long before
     it drowns what all have in common. A channel counts as much as the image changes by it, so that noise of a latent
     is noise of an image, which drowns detail first and the outline last. Were every channel brought to the same
-    variance, the brightness of 8 mm would drown together with the finest detail, and what is made of noise alone
-    would be mottled. Rombach et al. 2022 (section 4.3.2 and appendix G) scale all channels by one number.
+    variance, the brightness of 8 mm would drown together with the finest detail. Rombach et al. 2022 (section 4.3.2
+    and appendix G) scale all channels by one number.
     """
 
     centre: Tensor
-    spread: Tensor
+    spread: Tensor  # of every place, as weights of 2026-11-26 and before have it; `learn` gives a channel one
 
     def __init__(self, channels: int, sides: tuple[int, ...]) -> None:
         super().__init__()

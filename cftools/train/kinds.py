@@ -104,7 +104,7 @@ class Job:
             return Cohort(self.real, variables)
         pooled = round(float(self.grid.affine[0, 0] / simulated_on(self.grid).affine[0, 0]))
         contrasts = tuple(contrasts)
-        paired = {"paired": True} if self.paired else {}
+        paired = {"paired": True} if self.paired else {}  # else the folder has the name that it had before
         store = self.store("people", grid=self.grid.name, ages=ages, contrasts=contrasts, **paired)
         return Simulated(self.family, self.seed, ages, self.cohort, contrasts, variables, pooled, self.paired, store)
 

@@ -168,7 +168,7 @@ class Batches(Dataset[Made]):
         """As a job's data say, of its people in its contrasts.
 
         Raises:
-            PresetError: a step cannot show more ages of a subject than are made, or no odd number of paired ones.
+            PresetError: a step has more ages of a subject than are made, or an odd number of paired subjects.
         """
         ages, subjects, together, every = (int(job.data[name]) for name in ("ages", "subjects", "together", "every"))
         if together > ages:
