@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cftools.errors import OutputError
 from cftools.provenance import Provenance, sidecar_path, write_sidecar
 from cftools.volume import Volume, write_atomic
 
@@ -24,8 +25,14 @@ def save_described(volume: Volume, provenance: Provenance, path: Path, force: bo
     def describe() -> None:
         nonlocal before, ours
         before = _content(sidecar)
-        # A JSON without an image is what a killed run leaves.
-        write_sidecar(path, provenance, force=force or is_sidecar(sidecar))
+        try:
+            # A JSON without an image is what a killed run leaves.
+            write_sidecar(path, provenance, force=force or (before is not None and is_sidecar(sidecar)))
+        except OutputError:
+            if before is not None or not is_sidecar(sidecar):
+                raise
+            before = _content(sidecar)  # another task's, which came this instant
+            write_sidecar(path, provenance, force=True)
         ours = provenance.content()
 
     try:

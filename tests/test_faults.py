@@ -20,7 +20,7 @@ from bad_latents import sound_state
 from bad_nifti import AFFINE, nifti_bytes
 from writers import NOISE, ROUNDS, made_by
 
-from cftools import volume
+from cftools import described, volume
 from cftools.described import save_described
 from cftools.errors import OutputError
 from cftools.latent import Latent
@@ -141,6 +141,25 @@ def test_of_two_that_write_one_image_one_wins(tmp_path: Path) -> None:
         assert Volume.load(tmp_path / f"{number}.nii.gz").array.max() == 15 * winner
         assert json.loads((tmp_path / f"{number}.json").read_text())["cftools"]["command"] == f"cf-edit {winner}"
     assert len(list(tmp_path.iterdir())) == 2 * ROUNDS
+
+
+def test_who_comes_second_leaves_the_sidecar_of_who_came_while_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, made = tmp_path / "out.nii.gz", Volume.from_array(NOISE[:8, :8, :8], AFFINE)
+    look = described._content
+
+    def slow(sidecar: Path) -> bytes | None:
+        found = look(sidecar)
+        monkeypatch.setattr(described, "_content", look)
+        save_described(made, made_by("cf-edit first"), path)
+        return found
+
+    monkeypatch.setattr(described, "_content", slow)
+    with pytest.raises(OutputError, match="exists already"):
+        save_described(made, made_by("cf-edit second"), path)
+    assert json.loads((tmp_path / "out.json").read_text())["cftools"]["command"] == "cf-edit first"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_of_two_commands_on_one_output_one_wins(tmp_path: Path) -> None:
