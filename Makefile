@@ -85,10 +85,7 @@ CACHED := $(ANATOMY) --cache runs/cache
 weights-cdm: $(INSTALLED)
 	@test -d "$(CFTOOLS_DATA)/ixi" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
 	$(BIN)/cf-train --preset ae $(ANATOMY_AND_MS) --dtype float32 --out runs/ae-2mm
-	$(BIN)/cf-train --preset ldm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' --set 'data.people="varied"' \
-		--set data.cohort=400 --set data.template=0.2 --set data.every=6 --set training.steps=7000 --out runs/age-ldm-2mm-first
-	$(BIN)/cf-train --preset ldm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
-		--init runs/age-ldm-2mm-first/weights.safetensors --out runs/age-ldm-2mm
+	$(BIN)/cf-train --preset ldm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' --out runs/age-ldm-2mm
 	$(BIN)/cf-train --preset cdm $(CACHED) --set 'data.space="runs/ae-2mm/weights.safetensors"' \
 		--init runs/age-ldm-2mm/weights.safetensors --out runs/age-cdm-2mm
 	$(BIN)/cf-train --preset vae-gan $(CACHED) --set losses.adversarial=0.0 --set training.steps=1000 \

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cftools import weights
 from cftools.cli.bases import base_anatomies
-from cftools.condition import Condition
+from cftools.condition import Condition, encoded
 from cftools.diffuse import DiffusionModel
 from cftools.diffusion import noise
 from cftools.diffusion.denoiser import Inputs
@@ -44,7 +44,6 @@ from cftools.recipe import Network, Recipe
 from cftools.sampling import Scene
 from cftools.schema import FrozenMapping
 from cftools.score.counterfactual import bootstrap_ratio
-from cftools.train.people import told
 from cftools.train.recipes import run
 from cftools.train.twin import normalised
 
@@ -93,7 +92,7 @@ def twins_of(model: DiffusionModel, family: Family, seed: int, count: int) -> Tw
         young = float(np.random.default_rng([seed, number]).uniform(*YOUNG))
         for age in (young, young + YEARS):
             images.append(normalised(subject.at(age)))
-            rows.append(told(Condition({"age": age, "sex": subject.sex}), model.facts.variables))
+            rows.append(encoded(Condition({"age": age, "sex": subject.sex}), model.facts.variables))
             subjects.append(str(number))
     pictures = torch.cat(images)
     latents = torch.cat([model.space.encode(image[None].to(model.device))[0] for image in pictures])
@@ -181,8 +180,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--init", default="age-ldm-2mm", help="weights of the ldm that is fine-tuned, a name or a file")
     parser.add_argument("--space", help="weights of its autoencoder, else the preset's")
     parser.add_argument("--base", type=Path, help="BIDS folder of brains to simulate on beside the average")
+    parser.add_argument("--participant-label", type=lambda text: text.split(","), help="of those, else all")
     parser.add_argument("--cache", type=Path, help="folder in which simulated subjects stay, as cf-train --cache")
-    parser.add_argument("--cohort", type=int, default=320, help="subjects to train on")
+    parser.add_argument("--cohort", type=int, default=800, help="subjects to train on")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("-n", type=int, default=12, help="twins to score on")
     parser.add_argument("--seed", type=int, default=4242, help="of the twins")
@@ -227,7 +227,7 @@ def main() -> None:
     recipe = recipe_of(preset, weights.facts_of(options.init), options)
     anatomies = [template_anatomy(GRID_2MM)]
     if options.base:
-        anatomies += base_anatomies(options.base, GRID_2MM)
+        anatomies += base_anatomies(options.base, GRID_2MM, options.participant_label)
     registered = recipe.data.get("people") == "registered"
     family = Family(anatomies, load_law("normative"), varied=not registered, registered=registered)
     rows, twins = measured(UNTRAINED, options.init, preset, None, family, options)
