@@ -309,7 +309,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=24, help="real scans, and scans that each model makes")
     parser.add_argument("--scans", type=int, default=8, help="scans that are edited")
     parser.add_argument("--elsewhere", type=int, default=4, help="people under the altered law, and on other anatomy")
-    parser.add_argument("--steps", type=int, default=20, help="of the diffusion presets' edits, each way; 0 for their own")
+    parser.add_argument("--steps", type=int, default=20, help="of diffusion presets' edits, each way; 0: their own")
     parser.add_argument(
         "--full", action="store_true", help="the paper's numbers: 50 scans edited, and the presets' own steps"
     )
