@@ -21,11 +21,13 @@ from cftools.latent import Latent
 from cftools.nets.autoencoder import Adversaries, Autoencoder, AutoencoderArchitecture, Critic
 from cftools.nets.standard import LEAST_GAIN, Standard, gains
 from cftools.nets.unet import UNet, UNetArchitecture
+from cftools.prepare import GRID_2MM
 from cftools.preset import DiffusionSampling, Preset
 from cftools.schema import plain, read
 from cftools.space import VaeSpace
 from cftools.train.autoencoder import AutoencoderObjective, Patches
 from cftools.train.diffusion import DiffusionObjective, Latents
+from cftools.train.images import Encoder
 from cftools.train.loop import Schedule, train
 from cftools.train.people import Cohort, Portrait
 from cftools.train.twin import AGED
@@ -336,6 +338,14 @@ def test_an_edit_goes_where_its_condition_pulls() -> None:
     targets = [Target(SOURCE.do(age=age)) for age in (10.0, 90.0)]
     young, old = chosen.resample(chosen.invert(encoded(chosen)), targets).edited
     assert old.mean() > young.mean() + 0.1
+
+
+def test_latents_are_decoded_where_they_are_and_encoded_on_the_processor() -> None:
+    """Workers are forked, which a GPU does not survive."""
+    encoder = Encoder.of("ae-2mm")
+    images = encoder.decode(torch.zeros(2, *encoder.facts.latent_shape, device="meta"))
+    assert images.device.type == "meta" and images.shape == (2, 1, *GRID_2MM.shape)
+    assert encoder.decode(torch.zeros(1, *encoder.facts.latent_shape)).device.type == "cpu"
 
 
 def test_a_centred_denoiser_edits_and_makes_latents_of_its_space() -> None:

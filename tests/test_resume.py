@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cftools.errors import CftoolsError
 from cftools.train.loop import train
+from cftools.train.state import State
 
 STEPS = replace(SCHEDULE, steps=120, save_every=1000, log_every=7, workers=1, batch=2)
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ from test_train import Line
 from test_resume import STEPS
 from cftools.errors import Stopped
 from cftools.train.loop import train
+from cftools.train.state import State
 def ask(number):
     started.wait()
     time.sleep(random.uniform(0, 0.3))
@@ -97,6 +99,24 @@ def test_a_signal_between_saves_keeps_the_steps_done(tmp_path: Path) -> None:
     train(Line(), schedule, tmp_path / "run")
     train(Line(), schedule, tmp_path / "whole")
     _same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_states_that_take_long_to_write_are_written_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], []
+    monkeypatch.setattr("cftools.train.loop.time.monotonic", lambda: clock[0])
+    save = State.save
+
+    def slow(state: State, path: Path) -> None:
+        save(state, path)
+        written.append(state.step)
+        clock[0] += 2.0  # as long as 20 steps
+
+    def ticking(step: int, total: int, losses: dict[str, float]) -> None:
+        clock[0] += 0.1 * SCHEDULE.log_every
+
+    monkeypatch.setattr(State, "save", slow)
+    train(Line(), replace(SCHEDULE, steps=1000), tmp_path, ticking)
+    assert written == [10, 390, 770, 1000], "19 times as long as writing, to the next tenth step; and the last"
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])

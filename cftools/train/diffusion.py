@@ -151,7 +151,7 @@ class DiffusionObjective:
         dropout: share of items whose condition is withheld whole, so that the null is learned; and the share of which
             each of several variables is.
         space, space_sha256: of the latents, and of the weights that made them.
-        decode: latents (B, C, *sides) to images (B, 1, X, Y, Z), for pictures and for what a channel does to an image;
+        decode: latents (B, C, *sides) to images (B, 1, X, Y, Z) where those are, for pictures and what a channel does;
             None draws none, and takes all channels to do the same.
         typical: latents (B, C, *sides) from which a network that takes them centred learns how.
     """
@@ -177,7 +177,7 @@ class DiffusionObjective:
         """What is usual among those that it will be trained on, if the network takes latents centred."""
         standard = getattr(network, "standard", None)
         if standard is not None and self.typical is not None:
-            standard.learn(self.typical(), self.decode)
+            standard.learn(self.typical().to(standard.centre.device), self.decode)
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.latents

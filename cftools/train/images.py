@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -38,22 +39,22 @@ class Mixed:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """An autoencoder that was trained, as what makes latents to train on.
+    """An autoencoder that was trained, as what makes latents to train on: on the processor, in workers.
 
     Attributes:
-        sha256: of its weights; grid: of its images, by name.
+        name: of its weights, or their path; sha256: of them; grid: of its images, by name.
     """
 
+    name: str
     space: Space
     sha256: str
     grid: str
-    device: torch.device
 
     @classmethod
-    def of(cls, name: str, device: torch.device | str = "cpu") -> Encoder:
+    def of(cls, name: str) -> Encoder:
         """Load weights by name or path; errors as `load_space`."""
-        space, checkpoint = load_space(name, device)
-        return cls(space, checkpoint.sha256, checkpoint.facts.grid.name, torch.device(device))
+        space, checkpoint = load_space(name)
+        return cls(name, space, checkpoint.sha256, checkpoint.facts.grid.name)
 
     @property
     def facts(self) -> SpaceFacts:
@@ -61,8 +62,9 @@ class Encoder:
         return self.space.facts
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 1, X, Y, Z) of latents (B, C, *sides), one after the other: memory of one."""
-        return torch.cat([self.space.decode(one[None].float().to(self.device)) for one in latents])
+        """Images (B, 1, X, Y, Z) of latents (B, C, *sides) where those are, one after the other: memory of one."""
+        space = self.space if latents.device.type == "cpu" else _space_on(self.name, latents.device)
+        return torch.cat([space.decode(one[None].float()) for one in latents])
 
     def latents(self, people: People, number: int) -> Made:
         """A person's latents at each age.
@@ -72,6 +74,12 @@ class Encoder:
         """
         scans = people.scans(number)
         with torch.inference_mode():
-            pairs = [self.space.encode(image[None].float().to(self.device)) for image in scans["image"]]
+            pairs = [self.space.encode(image[None].float()) for image in scans["image"]]
             mean, std = (torch.cat(parts).cpu().clone() for parts in zip(*pairs, strict=True))
         return {"mean": mean, "std": std, "context": scans["context"]}
+
+
+@cache
+def _space_on(name: str, device: torch.device) -> Space:
+    """The same space once more: what is on a GPU cannot be used in the workers, which are forked."""
+    return load_space(name, device)[0]

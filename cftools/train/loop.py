@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -77,7 +78,7 @@ class Schedule:
         ema: decay of the averaged weights that are kept in the end.
         dtype: of convolutions and products: bfloat16, by autocast, or float32.
         workers: processes that make data; they change nothing but the speed.
-        save_every: steps between states that a killed run can resume from.
+        save_every: steps between states that a killed run can resume from; a multiple where writing takes long.
         log_every: steps averaged into one line of the log, and then checked: reading a number waits for a GPU.
         batch: items of a step, whose gradients are averaged: in turn, or shared among processes.
         checkpointing: blocks compute their activations again in the backward pass instead of keeping them.
@@ -108,6 +109,9 @@ class Schedule:
 
 #: Of a schedule: what may change between a run and its resumption, as it decides no number but by rounding.
 INDIFFERENT = ("workers", "checkpointing", "preview_every", "validate_every")
+
+#: How many times as long as writing a state took to train before the next, where it took more than a second.
+BETWEEN_STATES = 19
 
 #: step, steps in all, losses
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -161,6 +165,7 @@ def train(
     validation_log = Log(out / "validation.jsonl", state.step) if place.first and validation else None
     items = _items(objective.dataset(), state.step, schedule, place, pinned=device.type == "cuda")
     began = time.monotonic() - state.seconds
+    next_save = 0.0
     with stop_requests() as request:
         while state.step < schedule.steps:
             item = _step(schedule, state, losses, items, processes)
@@ -189,14 +194,22 @@ def train(
                 validation_log.write({"step": done, **means})
                 if progress:
                     progress(done, schedule.steps, {f"validation/{name}": value for name, value in means.items()})
-            if saves and place.first:
-                state.save(path)
+            if saves and place.first and (stops or done == schedule.steps or time.monotonic() >= next_save):
+                taken = _timed(partial(state.save, path))
+                next_save = time.monotonic() + BETWEEN_STATES * taken if taken > 1 else 0.0
             if stops:
                 raise Stopped(
                     f"stopped by {request.name or 'a signal'} after step {done} of {schedule.steps}; "
                     f"{out} holds its state: the same command goes on from there"
                 )
     return state.average, state.seconds
+
+
+def _timed(work: Callable[[], None]) -> float:
+    """Seconds that it took."""
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
 
 
 def _due(done: int, every: int, steps: int) -> bool:
