@@ -282,9 +282,12 @@ def test_a_frozen_mapping_is_one() -> None:
 
 def test_a_plan_to_make_scans_follows_the_prior_and_flags_beat_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    prior = '[prior]\nsolver = "ddpm"\nnoise = "fresh"\nsteps = 7\n\n[[recipe]]'
-    path.write_text((presets_folder() / "ldm.toml").read_text().replace("[[recipe]]", prior, 1))
+    text = (presets_folder() / "ldm.toml").read_text()
+    path.write_text(text.replace("[prior]\nsteps = 30", "[prior]\nsteps = 7"))
     mine = read_preset(path)
+    own = plan(mine, [], Condition(), task="synth").preset.sampling
+    assert isinstance(own, DiffusionSampling)
+    assert (own.start, own.solver, own.steps, own.guidance) == ("prior", "ddpm", 7, 1.5)
     made = plan(mine, [], Condition(), task="synth", guidance=3.0, steps=9).preset.sampling
     assert isinstance(made, DiffusionSampling)
     assert (made.start, made.solver, made.steps, made.guidance) == ("prior", "ddpm", 9, 3.0)
