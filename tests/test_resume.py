@@ -31,7 +31,6 @@ from test_train import Line
 from test_resume import STEPS
 from cftools.errors import Stopped
 from cftools.train.loop import train
-from cftools.train.state import State
 def ask(number):
     started.wait()
     time.sleep(random.uniform(0, 0.3))
