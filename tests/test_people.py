@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +54,30 @@ def test_a_folder_is_shared_and_a_cut_file_is_made_anew(tmp_path: Path) -> None:
     assert float(one.get(7, lambda: make(7))["x"][0, 0]) == 7 and made == [7, 7]
     memory = Store()
     assert memory.get(1, lambda: make(1)) is memory.get(1, lambda: make(1))
+
+
+def test_what_one_process_makes_the_others_wait_for(tmp_path: Path) -> None:
+    def get(_process: int) -> float:
+        def make() -> Made:
+            with open(tmp_path / "made", "a") as stream:
+                stream.write("x")
+            time.sleep(0.3)
+            return {"x": torch.ones(1)}
+
+        return float(Store(tmp_path / "kept").get(3, make)["x"])
+
+    with ThreadPoolExecutor(4) as threads:  # a lock is of an open file, in whichever process
+        assert list(threads.map(get, range(4))) == [1] * 4
+    assert (tmp_path / "made").read_text() == "x"
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["000003.safetensors"], "no lock is left"
+
+
+def test_a_file_system_without_locks_makes_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_named: object) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("cftools.train.store.FileLock.acquire", refuse)
+    assert float(Store(tmp_path).get(3, lambda: {"x": torch.ones(1)})["x"]) == 1
 
 
 def test_simulated_people_are_the_same_from_memory_and_folder(family: Family, tmp_path: Path) -> None:

@@ -69,6 +69,24 @@ def test_age_and_sex_are_learned_whatever_the_look(tmp_path: Path) -> None:
     assert sex["accuracy"] > 0.65  # half without looking
 
 
+def test_a_pair_is_seen_under_one_look() -> None:
+    """What tells two apart who are alike but for their sex is their sex, not noise and brightness."""
+    seen: list[Tensor] = []
+
+    class Looks(Fixed):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image)
+            return super().forward(image)
+
+    same = {"image": ball(6).expand(2, 4, 1, SIDE, SIDE, SIDE), "context": torch.tensor([[[-1.0], [1.0]] * 2] * 2)}
+    torch.manual_seed(0)
+    CategoryObjective(replace(TINY, outputs=2), SEXED, 0, {}, alike=2).losses(Looks(), same)
+    CategoryObjective(replace(TINY, outputs=2), SEXED, 0, {}).losses(Looks(), same)
+    pairs, alone = (image.unflatten(0, (4, 2)) for image in seen)
+    assert torch.equal(pairs[:, 0], pairs[:, 1]) and not torch.equal(pairs[0, 0], pairs[1, 0])
+    assert not torch.equal(alone[:, 0], alone[:, 1])
+
+
 def test_features_are_learned_from_brain_and_damage_alike(tmp_path: Path) -> None:
     outputs = 3 + len(DAMAGES) + places_of((SIDE,) * 3)
     objective = FeaturesObjective(ConvolutionalArchitecture(outputs, (4, 8)), BOTH, 0, {})

@@ -66,17 +66,20 @@ class _Objective:
 
     Attributes:
         images: items of image (S, T, 1, X, Y, Z) and context (S, T, V), as `people.Batches` gives them.
+        alike: images that follow one another and differ in what is learned alone.
     """
 
     architecture: ConvolutionalArchitecture
     images: Dataset[dict[str, Tensor]]
     seed: int
     data: dict[str, Any]
+    alike: int = 1
 
     @classmethod
     def of(cls, job: Job, architecture: ConvolutionalArchitecture) -> Self:
         """The objective of a job, on its people in its contrasts. Raises a PresetError as `Batches.of`."""
-        return cls(architecture, Batches.of(job), job.seed, job.record)
+        batches = Batches.of(job)
+        return cls(architecture, batches, job.seed, job.record, batches.alike)
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -105,12 +108,11 @@ class NumberObjective(_Objective):
 
 @dataclass(frozen=True)
 class CategoryObjective(_Objective):
-    """Cross-entropy of sex, in images whose brightness, edge and quality vary at random."""
+    """Cross-entropy of sex, in images whose brightness, edge and quality vary at random, alike in those of a pair."""
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         images, context = item["image"].flatten(0, 1), item["context"].flatten(0, 1)
-        seen, _ = _seen(cut_back(images))
-        entropy, accuracy = _category(network(seen), context[:, 0])
+        entropy, accuracy = _category(network(_seen_alike(images, self.alike)), context[:, 0])
         return {"loss": entropy, "accuracy": accuracy}
 
 
@@ -144,6 +146,15 @@ def _seen(images: Tensor) -> tuple[Tensor, Tensor]:
     """Images under other looks, and their damage, as `damaged`; not in half precision, which is damage too."""
     with torch.autocast(images.device.type, enabled=False):
         return damaged(bent(images))
+
+
+def _seen_alike(images: Tensor, alike: int) -> Tensor:
+    """Images cut back and damaged, every so many that follow one another by the same draws."""
+    looks = []
+    for place in range(alike):
+        with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+            looks.append(_seen(cut_back(images[place::alike]))[0])
+    return torch.stack(looks, dim=1).flatten(0, 1)
 
 
 def _category(logits: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -17,7 +19,8 @@ Made = dict[str, Tensor]
 class Store:
     """Tensors by number: in this process's memory, or in a folder that workers and trainings share.
 
-    Two processes that make the same number at once both write it whole, and the same; the later one stays.
+    What one process makes others wait for, where the file system has locks; elsewhere two that make the same number at
+    once both write it whole, and the same, and the later one stays.
 
     Args:
         folder: None for memory.
@@ -38,11 +41,34 @@ class Store:
                 self._kept[number] = make()
             return self._kept[number]
         path = self.folder / f"{number:06d}.safetensors"
-        try:
-            return load_file(path)
-        except (FileNotFoundError, SafetensorError):  # not made yet, or a disk that filled up cut it short
-            pass
-        made = {name: values.contiguous() for name, values in make().items()}
+        if (kept := _kept(path)) is not None:
+            return kept
         make_folder(self.folder)
-        write_atomic(path, save(made), force=True)
-        return made
+        with _alone(path):
+            if (kept := _kept(path)) is None:
+                kept = {name: values.contiguous() for name, values in make().items()}
+                write_atomic(path, save(kept), force=True)
+            return kept
+
+
+def _kept(path: Path) -> Made | None:
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):  # not made yet, or a disk that filled up cut it short
+        return None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """By no other process at the same time, if the file system can tell; a process that dies lets go."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError):  # network file systems without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        path.with_suffix(".lock").unlink(missing_ok=True)
