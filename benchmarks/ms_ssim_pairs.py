@@ -42,7 +42,7 @@ def main() -> None:
     images = [(image - low) / (high - low) for image in images]
 
     began = time.perf_counter()
-    found = all_pairs(lambda index: images[index], len(images), 1.0)
+    found = all_pairs(lambda index: images[index], len(images), 1.0, threads=options.threads)
     ours = time.perf_counter() - began
 
     betas = ms_ssim_weights(GRID_2MM.shape)

@@ -118,6 +118,7 @@ def compare(
     seed: int = 0,
     is_reference: bool = False,
     report: Callable[..., None] | None = None,
+    threads: int = 1,
 ) -> Compared:
     """The scores of one set.
 
@@ -126,6 +127,7 @@ def compare(
         reference: the scans to compare with; empty where there are none, or where the set is those.
         metrics: of SET_METRICS; those that need a reference are left out without one.
         is_reference: the set is the scans themselves.
+        threads: pairs of images that are compared at a time.
     Raises:
         InputError: too few images, several grids for MS-SSIM, no pairs, or nothing says what images should show.
     """
@@ -135,7 +137,7 @@ def compare(
     if reference:
         rows += _distances(method, setting, seen, reference, metrics, seed)
     if "ms-ssim" in metrics:
-        found, facts["ms_ssim"] = _similarity(seen, seed, report)
+        found, facts["ms_ssim"] = _similarity(seen, seed, report, threads)
         rows.append(Score.of(method, setting, "ms_ssim", found, _people(seen)))
     if reference and (asked := [name for name in PAIRED if name in metrics]):
         rows += averaged(method, list(_paired(seen, reference, asked)), seed)
@@ -187,13 +189,18 @@ def _features(seen: Sequence[Seen]) -> np.ndarray:
     return np.stack([one.features for one in seen if one.features is not None])
 
 
-def _similarity(seen: Sequence[Seen], seed: int, report: Callable[..., None] | None) -> tuple[Estimate, dict[str, Any]]:
+def _similarity(
+    seen: Sequence[Seen], seed: int, report: Callable[..., None] | None, threads: int
+) -> tuple[Estimate, dict[str, Any]]:
     """MS-SSIM over all pairs, and what it was taken with."""
     if problem := grid_problem(seen):
         raise InputError(problem)
     largest = max(one.largest for one in seen)
     weights = ms_ssim_weights(seen[0].shape)
-    table = all_pairs(lambda index: Volume.load(seen[index].member.path).array, len(seen), largest, report=report)
+    paths = [one.member.path for one in seen]
+    table = all_pairs(
+        lambda index: Volume.load(paths[index]).array, len(paths), largest, report=report, threads=threads
+    )
     found = mean_of_pairs(table, [one.member.subject for one in seen], seed)
     return found, {"data_range": largest, "betas": list(weights)}
 

@@ -76,7 +76,8 @@ def score_sets(sets: Sequence[str], ref: str | None, asked: Asked, outputs: Outp
     kept = {name: [_as(seen[one.path], one) for one in each if one.path in seen] for name, each in members.items()}
     if any(not each for each in kept.values()):
         return code
-    compared = _compared(kept, names[-1] if ref else None, metrics, bool(asked.metrics) or not ref, asked.seed)
+    insisted = bool(asked.metrics) or not ref
+    compared = _compared(kept, names[-1] if ref else None, metrics, insisted, asked.seed, asked.threads)
     rows = [row for one in compared.values() for row in one.rows]
     outputs.scores(rows)
     _say(compared, onlooker.features.name if onlooker.features else None)
@@ -106,7 +107,12 @@ def _as(seen: Seen, member: Member) -> Seen:
 
 
 def _compared(
-    seen: Mapping[str, Sequence[Seen]], ref: str | None, metrics: Sequence[str], insisted: bool, seed: int
+    seen: Mapping[str, Sequence[Seen]],
+    ref: str | None,
+    metrics: Sequence[str],
+    insisted: bool,
+    seed: int,
+    threads: int = 1,
 ) -> dict[str, Compared]:
     """The scores of every set, those of the real scans last.
 
@@ -126,7 +132,7 @@ def _compared(
                 mine.remove("ms-ssim")
             try:
                 found[name] = compare(
-                    name, images, [] if name == ref else reference, mine, seed, is_reference=name == ref, report=report
+                    name, images, [] if name == ref else reference, mine, seed, name == ref, report, threads
                 )
             except InputError as error:  # real scans of nobody known
                 if name != ref:

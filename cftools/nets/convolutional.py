@@ -66,8 +66,10 @@ class ConvolutionalReader(nn.Module):
     def levels(self, image: Tensor) -> list[Tensor]:
         """What each level says of an image (B, 1, X, Y, Z): means over all places, (B, channels) float32 each."""
         found = []
-        for layer in self.body:
+        for number, layer in enumerate(self.body):
             image = layer(image)
+            if number == 0:  # a quarter less time on a CPU; one channel alone has no order
+                image = image.to(memory_format=torch.channels_last_3d)
             if isinstance(layer, nn.MaxPool3d):
                 found.append(image.float().mean((2, 3, 4)))
         return found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from cftools.errors import InputError
 from cftools.score.distribution import INTERVAL, Estimate
@@ -26,15 +29,17 @@ def all_pairs(
     data_range: float,
     held: int = HELD,
     report: Progress | None = None,
+    threads: int = 1,
 ) -> np.ndarray:
     """MS-SSIM of every image with every other, (N, N) symmetric, nan on the diagonal.
 
-    Each image's pyramid is made once, or once a block where not all fit.
+    Each image's pyramid is made once, or once a block where not all fit. A thread has a pair to itself: the products of
+    one are too small to be shared among BLAS's own threads, which then wait for each other most of the time.
 
     Args:
         load: image by number, (X, Y, Z) float32, all on one grid.
         data_range: the largest intensity in the set.
-        held: bytes for pyramids.
+        held: bytes for pyramids. threads: pairs at a time.
     Raises:
         InputError: fewer than 2 images, or too small.
     """
@@ -44,18 +49,25 @@ def all_pairs(
     blocks = [range(start, min(start + room, count)) for start in range(0, count, room)]
     found = np.full((count, count), np.nan)
     done, total = 0, count * (count - 1) // 2
-    for number, block in enumerate(blocks):
-        rows = {index: Pyramid.of(load(index)) for index in block}
-        for other in blocks[number:]:
-            columns = rows if other == block else {index: Pyramid.of(load(index)) for index in other}
-            for i in block:
-                for j in other:
-                    if i < j:
-                        found[i, j] = found[j, i] = ms_ssim(rows[i], columns[j], data_range)
-                        done += 1
-                        if report:
-                            report(done, total)
+    with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+        for number, block in enumerate(blocks):
+            rows = {index: Pyramid.of(load(index)) for index in block}
+            for other in blocks[number:]:
+                columns = rows if other == block else {index: Pyramid.of(load(index)) for index in other}
+                pairs = [(i, j) for i in block for j in other if i < j]
+                scores = pool.map(partial(_score, rows, columns, data_range), pairs)
+                for (i, j), value in zip(pairs, scores, strict=True):
+                    found[i, j] = found[j, i] = value
+                    done += 1
+                    if report:
+                        report(done, total)
     return found
+
+
+def _score(
+    rows: Mapping[int, Pyramid], columns: Mapping[int, Pyramid], data_range: float, pair: tuple[int, int]
+) -> float:
+    return ms_ssim(rows[pair[0]], columns[pair[1]], data_range)
 
 
 def mean_of_pairs(similarity: np.ndarray, people: Sequence[str], seed: int = 0) -> Estimate:
