@@ -43,7 +43,7 @@ from cftools.piping import Person, Synthesiser, decode, encode, model_of, pipe_p
 from cftools.planning import parse_sweep, plan
 from cftools.preset import Preset, load_preset
 from cftools.provenance import command_line
-from cftools.schema import FrozenMapping
+from cftools.schema import FrozenMapping, plain
 from cftools.score.table import reproduction
 from cftools.volume import Volume
 from cftools.weights import installed, locate
@@ -107,6 +107,13 @@ class Setup:
         files = {name: locate(name)[0] for name in sorted(names) if installed(name)}
         return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
+    def samplings(self) -> dict[str, dict[str, Any]]:
+        """How each preset makes and edits scans."""
+        tables = {name: plain(self.preset(name)) for name in sorted({*MAKE, *EDIT})}
+        return {
+            name: {key: table[key] for key in ("sampling", "prior", "tuned", "carry")} for name, table in tables.items()
+        }
+
     def moves(self, name: str) -> dict[str, int]:
         return {"steps": self.steps} if self.steps and name in LATENT else {}
 
@@ -151,10 +158,12 @@ def once(marker: Path, job: Callable[[], float]) -> float:
 
 
 def settle(work: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that holds what other settings or weights made, as it would be taken for this."""
+    """Refuse a folder that holds what other settings, presets or weights made, as it would be taken for this."""
     path, text = work / "settings.json", json.dumps(settings, indent=1)
     if path.exists() and path.read_text() != text:
-        sys.exit(f"{work}: holds a reproduction with other settings or weights: name another --work, or remove it")
+        sys.exit(
+            f"{work}: holds a reproduction with other settings, presets or weights: name another --work, or remove it"
+        )
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
@@ -334,7 +343,7 @@ def main() -> None:
     work: Path = options.work
     setup = Setup(options.runs, options.steps, options.seed, options.device)
     decisive = {name: str(getattr(options, name)) for name in ("cohort", "n", "scans", "elsewhere", "steps", "seed")}
-    settle(work, {**decisive, "weights": setup.digests()})
+    settle(work, {**decisive, "weights": setup.digests(), "presets": setup.samplings()})
     cohort = options.cohort or work / "real"
     if options.cohort is None:
         phantom(cohort, options.n, options.seed, CHANGES)
