@@ -104,8 +104,7 @@ class Setup:
     def digests(self) -> dict[str, str]:
         """sha256 of all weights, by name."""
         names = {name for preset in {*MAKE, *EDIT} for one in self.preset(preset).weights.values() for name in one}
-        files = {name: locate(name)[0] for name in sorted(names) if installed(name)}
-        return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        return {name: digest(name) for name in sorted(names) if installed(name)}
 
     def samplings(self) -> dict[str, dict[str, Any]]:
         """How each preset makes and edits scans."""
@@ -116,6 +115,11 @@ class Setup:
 
     def moves(self, name: str) -> dict[str, int]:
         return {"steps": self.steps} if self.steps and name in LATENT else {}
+
+
+def digest(name: str) -> str:
+    """sha256 of weights."""
+    return hashlib.sha256(locate(name)[0].read_bytes()).hexdigest()
 
 
 def _device(setup: Setup) -> Callable[[], torch.device]:
@@ -225,13 +229,24 @@ def phantom(folder: Path, count: int, seed: int, changes: Sequence[str], *option
 
 
 def score(out: Path, *words: object) -> dict[str, Any]:
-    """What cf-score writes as JSON, now or when it was asked the same before."""
+    """What cf-score writes as JSON, now or when it was asked the same before, of the same judges."""
     asked = ["cf-score", *map(str, words), "--json", str(out), "--force"]
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    if found.get("command") != command_line(asked):
+    if found.get("command") != command_line(asked) or not all(map(unchanged, judges(found))):
         command(*asked)
         found = json.loads(out.read_text())
     return found
+
+
+def judges(found: dict[str, Any]) -> list[str]:
+    """Whose features and readings a cf-score has, as it names them."""
+    return [name for name in (found.get("features"), *found.get("readers", {}).values()) if name]
+
+
+def unchanged(judge: str) -> bool:
+    """Whether weights are those of which cf-score says "name (beginning of their sha256)"."""
+    name, _, beginning = judge.rpartition(" ")
+    return not installed(name) or digest(name).startswith(beginning.strip("()"))
 
 
 def all_of(jobs: Sequence[Callable[[], float]], processes: int, label: str) -> float:
@@ -362,7 +377,11 @@ def main() -> None:
             for number, each in enumerate(told)
         ]
         seconds[name] = all_of(jobs, options.processes, f"made: {name}")
-    scoring = ["--ref", cohort, "--features", options.features, "--reader", "sex=", "--metric", "fid,kid,ms-ssim,age"]
+    found_by = {name: setup.named(f"score-{name}-2mm") for name in ("age", "sex")}
+    known = [name for name, weights in found_by.items() if installed(weights)]
+    readers = [f"--reader={name}={weights if name in known else ''}" for name, weights in found_by.items()]
+    metrics = ",".join(["fid", "kid", "ms-ssim", *known])
+    scoring = ["--ref", cohort, "--features", options.features, *readers, "--metric", metrics]
     plots = ["--plots", work / "plots-made"]
     found = score(work / "made.json", *(work / "made" / name for name in MAKE), *scoring, *plots)
     rows += rows_of(found, "1, direct", partial(paper_1, False))

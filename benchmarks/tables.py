@@ -355,9 +355,10 @@ def whole_heads() -> str:
 
 
 #: Columns of the tables of sets, with their digits.
-SETS = {"age_mae": 1, "fid": 2, "kid": 2, "ms_ssim": 3}
+SETS = {"age_mae": 1, "sex_accuracy": 2, "fid": 2, "kid": 2, "ms_ssim": 3}
 SCORES = {
     "age_mae": "age MAE, years",
+    "sex_accuracy": "sex accuracy",
     "fid": "FID, own features",
     "kid": "KID",
     "ms_ssim": "MS-SSIM",
@@ -371,6 +372,7 @@ def reproduced(name: str, table: str, metrics: dict[str, int], timed: str) -> st
     for row in reproduction(name):
         if row["table"] == table:
             found.setdefault(row["method"], {})[row["metric"]] = row
+    metrics = {name: digits for name, digits in metrics.items() if any(name in scores for scores in found.values())}
     lines = [("", *(SCORES[metric] for metric in metrics), "seconds")]
     for method, scores in found.items():
         cells = [with_paper(scores.get(metric), digits) for metric, digits in metrics.items()]
