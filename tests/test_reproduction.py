@@ -49,3 +49,12 @@ def test_the_cdm_papers_tables_are_there() -> None:
         for change, number in zip(paper["CHANGES"], numbers, strict=True):
             setting = f"age{'Minus' if change[0] == '-' else 'Plus'}{change[1:]}"
             assert found["2", method, setting, "age_mae"] == number
+
+
+def test_scores_of_a_judge_that_has_changed_are_taken_anew() -> None:
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
+    beginning = script["digest"]("score-age-2mm")[:8]
+    found = {"features": f"score-age-2mm ({beginning})", "readers": {"age": "score-age-2mm (00000000)"}}
+    assert list(map(script["unchanged"], script["judges"](found))) == [True, False]
+    assert script["unchanged"]("medicalnet:resnet_10.pth (00000000)"), "no weights of ours"
+    assert script["judges"]({"rows": []}) == []
