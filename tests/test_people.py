@@ -14,6 +14,7 @@ import torch
 
 from cftools.condition import Condition
 from cftools.errors import PresetError
+from cftools.nets.convolutional import ConvolutionalArchitecture
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
@@ -22,6 +23,7 @@ from cftools.schema import FrozenMapping
 from cftools.train.kinds import VARIABLES, Job
 from cftools.train.people import Batches, Cohort, Portrait, Simulated
 from cftools.train.recipes import job_of
+from cftools.train.regressor import CategoryObjective
 from cftools.train.store import Made, Store
 
 TOLD = {name: VARIABLES[name] for name in ("age", "sex")}
@@ -161,6 +163,7 @@ def test_a_recipe_says_whom_it_is_trained_on(tmp_path: Path) -> None:
     batches = Batches.of(sexes)
     assert isinstance(batches.people, Simulated) and batches.people.paired
     assert (batches.subjects, batches.alike) == (8, 2), "sixteen in a step"
+    assert CategoryObjective.of(sexes, ConvolutionalArchitecture(2)).alike == 2, "a pair has one look"
     alone = Batches.of(job("sex", paired=False))
     assert (alone.subjects, alone.alike) == (16, 1)
     given = Batches.of(job("sex", portraits(20, 30)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cftools.preset import list_presets
+from cftools.provenance import command_line
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "docs" / "reproduction").glob("*.json"))
@@ -51,10 +52,20 @@ def test_the_cdm_papers_tables_are_there() -> None:
             assert found["2", method, setting, "age_mae"] == number
 
 
-def test_scores_of_a_judge_that_has_changed_are_taken_anew() -> None:
+def test_scores_of_a_judge_that_has_changed_are_taken_anew(tmp_path: Path) -> None:
     script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
     beginning = script["digest"]("score-age-2mm")[:8]
     found = {"features": f"score-age-2mm ({beginning})", "readers": {"age": "score-age-2mm (00000000)"}}
     assert list(map(script["unchanged"], script["judges"](found))) == [True, False]
     assert script["unchanged"]("medicalnet:resnet_10.pth (00000000)"), "no weights of ours"
     assert script["judges"]({"rows": []}) == []
+
+    asked: list[tuple[object, ...]] = []
+    script["score"].__globals__["command"] = lambda *words: asked.append(words)
+    kept = tmp_path / "made.json"
+    command = f"cf-score made --json {kept} --force"
+    for judge, times in (("00000000", 1), (beginning, 1)):  # asked anew, then no more
+        reader = {"age": f"score-age-2mm ({judge})"}
+        kept.write_text(json.dumps({"command": command_line(command.split()), "readers": reader}))
+        script["score"](kept, "made")
+        assert len(asked) == times

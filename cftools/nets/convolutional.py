@@ -68,7 +68,7 @@ class ConvolutionalReader(nn.Module):
         found = []
         for number, layer in enumerate(self.body):
             image = layer(image)
-            if number == 0:  # a quarter less time on a CPU; one channel alone has no order
+            if number == 0:  # faster on a CPU; one channel alone has no order
                 image = image.to(memory_format=torch.channels_last_3d)
             if isinstance(layer, nn.MaxPool3d):
                 found.append(image.float().mean((2, 3, 4)))
