@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bad_nifti import picture
 
+from cftools.cli.bases import base_anatomies
 from cftools.condition import Condition
-from cftools.errors import PresetError
+from cftools.errors import CftoolsWarning, OutputError, PresetError
 from cftools.nets.convolutional import ConvolutionalArchitecture
-from cftools.phantom.anatomy import template_anatomy
+from cftools.phantom.anatomy import Anatomy, template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
+from cftools.prepare import GRID_2MM, Grid
 from cftools.preset import load_preset
 from cftools.schema import FrozenMapping
 from cftools.train.kinds import VARIABLES, Job
@@ -25,6 +29,7 @@ from cftools.train.people import Batches, Cohort, Portrait, Simulated
 from cftools.train.recipes import job_of
 from cftools.train.regressor import CategoryObjective
 from cftools.train.store import Made, Store
+from cftools.volume import Volume
 
 TOLD = {name: VARIABLES[name] for name in ("age", "sex")}
 
@@ -176,3 +181,41 @@ def test_a_recipe_says_whom_it_is_trained_on(tmp_path: Path) -> None:
     assert not job("ldm", people="varied").family.registered
     assert folder(sexes) != folder(job("sex", paired=False)), "neither is taken for the other"
     assert folder(plain) != folder(job("ldm", people="varied"))
+
+
+def test_what_a_cache_keeps_of_scans_goes_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An anatomy takes ten seconds; a cohort's, at each start of a training anew, hours."""
+    bids, cache, made = tmp_path / "bids", tmp_path / "cache", []
+    anat = bids / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    scan = anat / "sub-01_T1w.nii.gz"
+    Volume.from_array(picture(), np.eye(4)).save(scan)
+    ages = bids / "participants.tsv"
+    ages.write_text("participant_id\tage\tsex\nsub-01\t40\tF\n")
+
+    def fake(volume: Volume, age: float, sex: str | None, name: str, grid: Grid) -> Anatomy:
+        warnings.warn(f"{name}: looks odd", CftoolsWarning, stacklevel=1)
+        made.append(round(float(volume.array.mean() / picture().mean()), 3))
+        values = torch.full((1, 3, 2, 2, 2), made[-1])
+        return Anatomy(
+            name, age, sex, values, values[:, :1].clone(), values.clone(), values[0, 0].numpy().astype(np.uint8)
+        )
+
+    def found(where: Path | None) -> Anatomy:
+        with pytest.warns(CftoolsWarning, match="sub-01: looks odd"):
+            (one,) = base_anatomies(bids, GRID_2MM, cache=where)
+        return one
+
+    monkeypatch.setattr("cftools.phantom.anatomy.scan_anatomy", fake)
+    first, again = found(cache), found(cache)
+    assert made == [1.0], "made once; what was said of it is said again"
+    assert torch.equal(first.tissues, again.tissues) and np.array_equal(first.labels, again.labels)
+    assert again.labels.dtype == np.uint8
+    ages.write_text("participant_id\tage\tsex\nsub-01\t50\tM\n")
+    assert (found(cache).age, found(cache).sex, made) == (50.0, "M", [1.0])
+    found(None)
+    Volume.from_array(2 * picture(), np.eye(4)).save(scan, force=True)
+    assert float(found(cache).tissues.mean()) == 2 and made == [1.0, 1.0, 2.0]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        base_anatomies(bids, GRID_2MM, cache=tmp_path / "file")

@@ -49,6 +49,19 @@ BOTH = Balls()
 
 
 @torch.no_grad()
+def test_a_reader_that_pools_sees_averages() -> None:
+    torch.manual_seed(0)
+    near, far = (ConvolutionalReader(ConvolutionalArchitecture(channels=(4, 8), pooled=side)) for side in (1, 2))
+    far.load_state_dict(near.state_dict())
+    image = torch.rand(2, 1, SIDE, SIDE, SIDE)
+    means = image.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).mean((-3, -2, -1))
+    torch.testing.assert_close(far(image), near(means))
+    torch.testing.assert_close(far.features(image), near.features(means))
+    with pytest.raises(ValueError, match="pooled 0"):
+        ConvolutionalArchitecture(pooled=0)
+
+
+@torch.no_grad()
 def losses(objective: Any, network: nn.Module) -> dict[str, float]:
     """On what no training saw."""
     torch.manual_seed(0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cftools.cli import options, terminal
-from cftools.errors import CftoolsError, CftoolsWarning, InputError
+from cftools.errors import CftoolsError, CftoolsWarning, InputError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from cftools.volume import Volume
 
 Made = TypeVar("Made")
+
+#: Under which what was said of a scan is kept: a JSON list of texts.
+SAID = "said"
 
 
 @contextmanager
@@ -55,7 +61,12 @@ def gathered_complaints(strict: bool) -> Iterator[None]:
 
 
 def base_anatomies(
-    folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None, option: str = "--base-ages"
+    folder: Path,
+    grid: Grid,
+    labels: list[str] | None = None,
+    ages: str | None = None,
+    option: str = "--base-ages",
+    cache: Path | None = None,
 ) -> list[Anatomy]:
     """An anatomy of each T1w scan of a BIDS folder; scans that cannot be used are left out with a warning.
 
@@ -64,15 +75,26 @@ def base_anatomies(
         grid: of the anatomies.
         labels: participants to take, comma lists allowed; all when empty.
         ages: "low,high" years to keep, or None; option: what the user calls that.
+        cache: folder in which they stay; None for none.
     Raises:
         InputError: none is left.
     """
-    from cftools.phantom.anatomy import scan_anatomy
+    import torch
 
-    def made(scan: Scan, volume: Volume) -> Anatomy:
-        if scan.age is None:
+    from cftools.phantom.anatomy import Anatomy, scan_anatomy
+
+    def made(scan: Scan, load: Callable[[], Volume]) -> Anatomy:
+        age = scan.age
+        if age is None:
             raise InputError(f"{scan.path}: its age is not known, so it cannot be an anatomy to age")
-        return scan_anatomy(volume, scan.age, scan.sex, scan.subject, grid)
+
+        def parts() -> dict[str, Tensor]:
+            found = scan_anatomy(load(), age, scan.sex, scan.subject, grid)
+            tensors = {"tissues": found.tissues, "strip": found.strip, "regions": found.regions}
+            return {**tensors, "labels": torch.from_numpy(found.labels)}
+
+        kept = _kept(cache, "anatomies", grid, scan, parts)
+        return Anatomy(scan.subject, age, scan.sex, **{**kept, "labels": kept["labels"].numpy()})
 
     anatomies = _each(_chosen(folder, "T1w", labels, ages, option), made, "anatomies")
     if not anatomies:
@@ -104,8 +126,8 @@ def real_images(
 
     known: dict[tuple[str, str | None], Prepared] = {}
 
-    def made(scan: Scan, volume: Volume) -> Tensor:
-        first = known.get((scan.subject, scan.session))
+    def made(scan: Scan, load: Callable[[], Volume]) -> Tensor:
+        volume, first = load(), known.get((scan.subject, scan.session))
         if first is not None:
             first.volume.check_same_grid(volume)
         prepared = prepare(volume, grid, first.to_mni if first else None)
@@ -126,11 +148,13 @@ def real_images(
     return images
 
 
-def real_people(folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None) -> list[Portrait]:
+def real_people(
+    folder: Path, grid: Grid, labels: list[str] | None = None, ages: str | None = None, cache: Path | None = None
+) -> list[Portrait]:
     """The T1w scans of a BIDS folder as they are, with age and sex; those of unknown age are left out.
 
     Args:
-        grid, labels, ages: as above.
+        grid, labels, ages, cache: as above.
     Raises:
         InputError: none is left.
     """
@@ -140,10 +164,14 @@ def real_people(folder: Path, grid: Grid, labels: list[str] | None = None, ages:
     from cftools.prepare import prepare
     from cftools.train.people import Portrait
 
-    def made(scan: Scan, volume: Volume) -> Portrait:
+    def made(scan: Scan, load: Callable[[], Volume]) -> Portrait:
         if scan.age is None:
             raise InputError(f"{scan.path}: its age is not known, in participants.tsv or a sidecar")
-        image = torch.from_numpy(prepare(volume, grid).image)[None].clamp(0, 1.5)
+
+        def parts() -> dict[str, Tensor]:
+            return {"image": torch.from_numpy(prepare(load(), grid).image)[None].clamp(0, 1.5)}
+
+        image = _kept(cache, "people-as-they-are", grid, scan, parts)["image"]
         return Portrait(image, Condition({"age": scan.age, "sex": scan.sex}))
 
     people = _each(_chosen(folder, "T1w", labels, ages, "--data-ages"), made, "scans")
@@ -163,10 +191,10 @@ def real_heads(folder: Path, labels: list[str] | None = None, ages: str | None =
     from cftools.train.brainmask import real_head
     from cftools.volume import Volume
 
-    def made(scan: Scan, volume: Volume) -> Tensor:
+    def made(scan: Scan, load: Callable[[], Volume]) -> Tensor:
         if scan.brain is None:
             raise InputError(f"{scan.path}: there is no mask of its brain under derivatives/")
-        return real_head(volume, Volume.load(scan.brain))
+        return real_head(load(), Volume.load(scan.brain))
 
     heads = _each(_chosen(folder, "T1w", labels, ages, "--data-ages"), made, "heads", cut=False)
     if not heads:
@@ -190,24 +218,63 @@ def _chosen(folder: Path, contrast: str, labels: list[str] | None, ages: str | N
     return [scan for scan in found if scan.age is None or low <= scan.age <= high]
 
 
-def _each(scans: list[Scan], make: Callable[[Scan, Volume], Made], title: str, cut: bool = True) -> list[Made]:
+def _kept(
+    cache: Path | None, name: str, grid: Grid, scan: Scan, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What is made of a scan on a grid: kept in a cache under what is in its files, with what was said of it.
+
+    Args:
+        cache: None to keep nothing; name: of what is made.
+    """
+    if cache is None:
+        return make()
+
+    import torch
+
+    from cftools import __version__
+    from cftools.train.store import Store
+
+    def said() -> dict[str, Tensor]:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            made = make()
+        texts = json.dumps([str(one.message) for one in found if issubclass(one.category, CftoolsWarning)])
+        return {**made, SAID: torch.tensor(list(texts.encode()), dtype=torch.uint8)}
+
+    files = (path for path in (scan.path, scan.brain) if path is not None)
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    key = hashlib.sha256(json.dumps([__version__, grid.name, contents]).encode()).hexdigest()[:24]
+    kept = dict(Store(cache / name).get(key, said))
+    for text in json.loads(bytes(kept.pop(SAID).tolist())):
+        warnings.warn(text, CftoolsWarning, stacklevel=2)
+    return kept
+
+
+def _each(
+    scans: list[Scan], make: Callable[[Scan, Callable[[], Volume]], Made], title: str, cut: bool = True
+) -> list[Made]:
     """What is made of each scan, its brain cut out where a mask is known; those that fail with a warning alone.
 
     Args:
-        cut: whether to cut it out.
+        make: of a scan and what loads it; cut: whether to cut it out.
     """
     from cftools.volume import Volume
+
+    def load(scan: Scan) -> Volume:
+        volume = Volume.load(scan.path)
+        if not cut or scan.brain is None:
+            return volume
+        brain = Volume.load(scan.brain)
+        volume.check_same_grid(brain)
+        return volume.with_array(volume.array * (brain.array > 0))
 
     found = []
     with terminal.progress(title) as report:
         for done, scan in enumerate(scans, start=1):
             try:
-                volume = Volume.load(scan.path)
-                if cut and scan.brain is not None:
-                    brain = Volume.load(scan.brain)
-                    volume.check_same_grid(brain)
-                    volume = volume.with_array(volume.array * (brain.array > 0))
-                found.append(make(scan, volume))
+                found.append(make(scan, partial(load, scan)))
+            except OutputError:  # of the cache
+                raise
             except CftoolsError as error:
                 warnings.warn(f"left out: {error}", CftoolsWarning, stacklevel=2)
             report(done, len(scans), note=scan.subject)

@@ -77,8 +77,8 @@ def train(
         typer.Option(
             metavar="DIR",
             rich_help_panel="Running",
-            help="Keep simulated subjects and latents here, for all --workers and for other trainings on the same; a "
-            "fast disk with tens of GB.",
+            help="Keep prepared scans, simulated subjects and latents here, for all --workers and for other trainings "
+            "on the same; a fast disk with tens of GB.",
         ),
     ] = None,
     workers: Annotated[
@@ -186,7 +186,7 @@ def train(
     images: list[Any] = []
     with gathered_complaints(strict):
         for folder in data or []:
-            anatomies += base_anatomies(folder, simulated_on(grid), participant_label, data_ages, "--data-ages")
+            anatomies += base_anatomies(folder, simulated_on(grid), participant_label, data_ages, "--data-ages", cache)
         if takes_real(recipe) == "brains":
             for folder in data or []:
                 images += real_images(folder, grid, contrasts_of(recipe), participant_label, data_ages)
@@ -194,7 +194,7 @@ def train(
                 images += real_images(folder, grid, contrasts_of(recipe), real_label)
         elif takes_real(recipe) == "people":
             for folder in real or []:
-                images += real_people(folder, grid, real_label)
+                images += real_people(folder, grid, real_label, cache=cache)
         elif takes_real(recipe) == "heads":
             for folder in real or []:
                 images += real_heads(folder, real_label)

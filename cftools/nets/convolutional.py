@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 
@@ -15,16 +16,20 @@ class ConvolutionalArchitecture:
     Attributes:
         outputs: numbers read off a scan: 1 of a number, one for each value of a category.
         channels: width at each level; after every level the sides are halved.
+        pooled: voxels along a side of the cubes whose averages it sees; 1 for the image as it is.
     """
 
     outputs: int = 1
     channels: tuple[int, ...] = (12, 24, 48, 96)
+    pooled: int = 1
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"channels {list(self.channels)}: one width or more, each 1 or more")
         if self.outputs < 1:
             raise ValueError(f"outputs {self.outputs}: 1 or more")
+        if self.pooled < 1:
+            raise ValueError(f"pooled {self.pooled}: 1 or more")
 
 
 class ConvolutionalReader(nn.Module):
@@ -49,7 +54,7 @@ class ConvolutionalReader(nn.Module):
         self.read = nn.Linear(inputs, architecture.outputs)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (B, 1, X, Y, Z), normalised, sides of 2^levels or more -> numbers (B, outputs), float32."""
+        """Image (B, 1, X, Y, Z), normalised, sides of pooled 2^levels or more -> numbers (B, outputs), float32."""
         found = self.levels(image)[-1]
         with torch.autocast(image.device.type, enabled=False):
             said: Tensor = self.read(found)
@@ -66,6 +71,8 @@ class ConvolutionalReader(nn.Module):
     def levels(self, image: Tensor) -> list[Tensor]:
         """What each level says of an image (B, 1, X, Y, Z): means over all places, (B, channels) float32 each."""
         found = []
+        if (side := self.architecture.pooled) > 1:
+            image = functional.avg_pool3d(image, side)
         for number, layer in enumerate(self.body):
             image = layer(image)
             if number == 0:  # faster on a CPU; one channel alone has no order

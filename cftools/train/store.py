@@ -17,7 +17,7 @@ Made = dict[str, Tensor]
 
 
 class Store:
-    """Tensors by number: in this process's memory, or in a folder that workers and trainings share.
+    """Tensors by number or name: in this process's memory, or in a folder that workers and trainings share.
 
     What one process makes others wait for, where the file system has locks; elsewhere two that make the same number at
     once both write it whole, and the same, and the later one stays.
@@ -28,10 +28,10 @@ class Store:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._kept: dict[int, Made] = {}
+        self._kept: dict[int | str, Made] = {}
 
-    def get(self, number: int, make: Callable[[], Made]) -> Made:
-        """What is kept under a number; made now if nothing is.
+    def get(self, number: int | str, make: Callable[[], Made]) -> Made:
+        """What is kept under a number or a name; made now if nothing is.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -40,7 +40,8 @@ class Store:
             if number not in self._kept:
                 self._kept[number] = make()
             return self._kept[number]
-        path = self.folder / f"{number:06d}.safetensors"
+        name = number if isinstance(number, str) else f"{number:06d}"
+        path = self.folder / f"{name}.safetensors"
         if (kept := _kept(path)) is not None:
             return kept
         make_folder(self.folder)
