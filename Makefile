@@ -122,6 +122,7 @@ weights: weights-cdm
 	$(BIN)/cf-train --preset tissues $(ANATOMY) --init runs/tissues-2mm-third/weights.safetensors --seed 3 \
 		--set training.steps=1200 --set training.learning_rate=5e-4 --set training.ema=0.995 --out runs/tissues-2mm
 	$(BIN)/cf-train --preset score-age $(ANATOMY) --set training.steps=1334 --set data.cohort=600 --set data.every=1 --out runs/score-age-2mm
+	$(BIN)/cf-train --preset sex $(ANATOMY) --out runs/score-sex-2mm
 	$(BIN)/cf-train --preset features $(ANATOMY) --set training.steps=1202 --set data.cohort=600 --set data.every=1 --out runs/features-2mm
 	$(BIN)/cf-train --preset brainmask --data $(CFTOOLS_DATA)/ms --source "anatomies of two patients with MS (Lesjak et al. 2018, CC BY)" \
 		--licence CC-BY-SA-3.0 --out runs/brainmask/base

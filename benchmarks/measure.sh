@@ -55,15 +55,18 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         ;;
     speed) python "$root/benchmarks/speed.py" --runs 3 --json "$results/speed.json" ;;
     age) python "$root/benchmarks/age_model.py" "$CFTOOLS_DATA" --json "$results/age-model.json" ;;
-    readers) # of age, on people that no weights saw and on real scans
+    readers) # of age and sex, on people that no weights saw and on real scans
         mkdir "$work/readers"
         cd "$work/readers"
         cf-phantom normative -n 24 --seed 4242
         cf-phantom altered -n 24 --seed 4242 --law altered
         for set in normative altered "$CFTOOLS_DATA/oasis"; do
-            cf-score "$set" --metric age --json "$results/readers-$(basename "$set").json" --force
+            cf-score "$set" --metric age,sex --json "$results/readers-$(basename "$set").json" --force
         done
-        cf-score "$CFTOOLS_DATA/ixi" --participant-label $unseen --metric age --json "$results/readers-ixi.json" --force
+        python "$root/benchmarks/sex_ceiling.py" --reader score-sex-2mm --json "$results/sex-reader.json"
+        cf-score "$CFTOOLS_DATA/ixi" --participant-label $unseen --metric age,sex --json "$results/readers-ixi.json" --force
+        # All of them: whoever gave an anatomy gave it as a woman and as a man.
+        cf-score "$CFTOOLS_DATA/ixi" --metric sex --json "$results/readers-ixi-all.json" --force
         cd "$root"
         ;;
     pairs) python "$root/benchmarks/ms_ssim_pairs.py" --json "$results/ms-ssim-pairs.json" ;;

@@ -333,10 +333,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-n", type=int, default=24, help="real scans, and scans that each model makes")
     parser.add_argument("--scans", type=int, default=8, help="scans that are edited")
     parser.add_argument("--elsewhere", type=int, default=4, help="people under the altered law, and on other anatomy")
-    parser.add_argument("--steps", type=int, default=20, help="of diffusion presets' edits, each way; 0: their own")
-    parser.add_argument(
-        "--full", action="store_true", help="the paper's numbers: 50 scans edited, and the presets' own steps"
-    )
+    parser.add_argument("--steps", type=int, default=0, help="of diffusion presets' edits, each way; 0: their own")
+    parser.add_argument("--full", action="store_true", help="the paper's number of scans edited, 50")
     parser.add_argument("--seed", type=int, default=5151)
     parser.add_argument("--features", default="features-2mm", help="as cf-score --features")
     parser.add_argument("--device", default="cpu")
@@ -349,7 +347,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     if options.full:
-        options.n, options.scans, options.steps = max(options.n, 50), 50, 0
+        options.n, options.scans = max(options.n, 50), 50
     if options.n < 4:
         sys.exit(f"-n {options.n}: KID needs 4 scans or more")
     if options.train:

@@ -442,11 +442,34 @@ def features() -> str:
     return rows(*lines)
 
 
+def sex_reader() -> str:
+    """How often sex is read right, and how often it can be."""
+    lines = [("people", "read right", "at best", "pairs in order", "n")]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in facts("sex-reader")["rows"]:
+        found.setdefault(row["people"], {})[row["metric"]] = row
+    ages = {"all": "5 to 100 years", "younger": "younger half", "older": "older half"}
+    for people, of in found.items():
+        cells = [f"{of['best_accuracy']['ours']:.2f}", interval(of["pairs_in_order"], 2), str(of["accuracy"]["n"])]
+        lines.append((f"pairs, {ages[people]}", interval(of["accuracy"], 2), *cells))
+    sets = {
+        "normative": "`cf-phantom`, normative law",
+        "altered": "`cf-phantom`, altered law",
+        "oasis": "OASIS",
+        "ixi-all": "IXI, 25 of whom gave an anatomy, but not their sex",
+    }
+    for name, label in sets.items():
+        (row,) = (row for row in facts(f"readers-{name}")["rows"] if row["metric"] == "sex_accuracy")
+        lines.append((label, interval(row, 2), "", "", str(row["n"])))
+    return rows(*lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cycle line": cycle_line,
     "cycle ablation": cycle_ablation,
     "features": features,
     "denoiser": denoiser,
+    "sex reader": sex_reader,
     "cdm direct": lambda: reproduced("cdm", "1, direct", SETS, "scan"),
     "cdm counterfactual": lambda: reproduced("cdm", "1, counterfactual", SETS, "edit"),
     "cdm changes": lambda: by_change("cdm", "2", "age_mae"),

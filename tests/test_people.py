@@ -164,7 +164,8 @@ def test_a_recipe_says_whom_it_is_trained_on(tmp_path: Path) -> None:
         return one.people().store.folder  # type: ignore[attr-defined]
 
     sexes = job("sex")
-    assert not sexes.family.registered and sexes.family.varied
+    assert sexes.family.registered and not sexes.family.varied
+    assert job("sex", people="varied").family.varied
     batches = Batches.of(sexes)
     assert isinstance(batches.people, Simulated) and batches.people.paired
     assert (batches.subjects, batches.alike) == (8, 2), "sixteen in a step"

@@ -292,4 +292,4 @@ def test_a_plan_to_make_scans_follows_the_prior_and_flags_beat_it(tmp_path: Path
     assert isinstance(made, DiffusionSampling)
     assert (made.start, made.solver, made.steps, made.guidance) == ("prior", "ddpm", 9, 3.0)
     edits = plan(mine, [], Condition()).preset.sampling
-    assert isinstance(edits, DiffusionSampling) and (edits.start, edits.solver) == ("inverted", "ddim")
+    assert isinstance(edits, DiffusionSampling) and (edits.start, edits.solver) == ("inverted", "bdia")
