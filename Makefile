@@ -81,9 +81,8 @@ ANATOMY_AND_MS := --data $(CFTOOLS_DATA)/ixi --participant-label $(PEOPLE) --rea
 HEADS := --real $(CFTOOLS_DATA)/ixi --licence CC-BY-SA-3.0 --source "base: anatomies of two patients with MS (Lesjak et al. 2018, $\
 	CC BY); then 35 IXI scans with their heads (brain-development.org, CC BY-SA 3.0)"
 # The models of the CDM paper's tables: latent diffusion, CDM, and the baselines in two stages, the first without a critic.
-# EXTRA is added to each training. To try them all in minutes, on the MNI152 average alone, and then the tables:
-#     make reproduce-cdm ANATOMY= ANATOMY_AND_MS= EXTRA="--set training.steps=2 --set data.cohort=3" \
-#         ARGS="--train --work runs/try -n 4 --scans 1 --elsewhere 1 --steps 2 --json runs/try.json --pictures runs/try"
+# EXTRA is added to each training. To try them all in minutes, on the MNI152 average alone:
+#     make weights-cdm ANATOMY= ANATOMY_AND_MS= EXTRA="--set training.steps=2 --set data.cohort=3"
 CACHED := $(ANATOMY) --cache runs/cache
 weights-cdm: $(INSTALLED)
 	@test -d "$(if $(ANATOMY),$(CFTOOLS_DATA)/ixi,.)" || { echo "CFTOOLS_DATA must name the folder that holds ixi/"; exit 2; }
