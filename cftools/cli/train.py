@@ -77,8 +77,8 @@ def train(
         typer.Option(
             metavar="DIR",
             rich_help_panel="Running",
-            help="Keep prepared scans, simulated subjects and latents here, for all --workers and for other trainings "
-            "on the same; a fast disk with tens of GB.",
+            help="Keep anatomies, registered people, simulated subjects and latents here, for all --workers and for "
+            "other trainings on the same; a fast disk with tens of GB.",
         ),
     ] = None,
     workers: Annotated[
