@@ -94,7 +94,8 @@ def base_anatomies(
             return {**tensors, "labels": torch.from_numpy(found.labels)}
 
         kept = _kept(cache, "anatomies", grid, scan, parts)
-        return Anatomy(scan.subject, age, scan.sex, **{**kept, "labels": kept["labels"].numpy()})
+        tissues, strip, regions = (kept[name] for name in ("tissues", "strip", "regions"))
+        return Anatomy(scan.subject, age, scan.sex, tissues, strip, regions, kept["labels"].numpy())
 
     anatomies = _each(_chosen(folder, "T1w", labels, ages, option), made, "anatomies")
     if not anatomies:
