@@ -227,7 +227,7 @@ def main() -> None:
     recipe = recipe_of(preset, weights.facts_of(options.init), options)
     anatomies = [template_anatomy(GRID_2MM)]
     if options.base:
-        anatomies += base_anatomies(options.base, GRID_2MM, options.participant_label)
+        anatomies += base_anatomies(options.base, GRID_2MM, options.participant_label, cache=options.cache)
     registered = recipe.data.get("people") == "registered"
     family = Family(anatomies, load_law("normative"), varied=not registered, registered=registered)
     rows, twins = measured(UNTRAINED, options.init, preset, None, family, options)

@@ -67,6 +67,7 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         cf-score "$CFTOOLS_DATA/ixi" --participant-label $unseen --metric age,sex --json "$results/readers-ixi.json" --force
         # All of them: whoever gave an anatomy gave it as a woman and as a man.
         cf-score "$CFTOOLS_DATA/ixi" --metric sex --json "$results/readers-ixi-all.json" --force
+        sed -i "s|$CFTOOLS_DATA|\$CFTOOLS_DATA|g" "$results"/readers-*.json # no folder of this machine
         cd "$root"
         ;;
     pairs) python "$root/benchmarks/ms_ssim_pairs.py" --json "$results/ms-ssim-pairs.json" ;;

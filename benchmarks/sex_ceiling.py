@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, norm
+from scipy.stats import norm
 
 from cftools.nets.convolutional import ConvolutionalArchitecture, ConvolutionalReader
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import AgeingLaw, load_law
 from cftools.phantom.twins import TARGETS, Family
+from cftools.score.counterfactual import bootstrap_ratio
 from cftools.train.people import Simulated
 from cftools.train.twin import AGED, AGES
 from cftools.weights import load
@@ -46,12 +47,6 @@ def shown(name: str, law: AgeingLaw, seed: int, count: int) -> tuple[np.ndarray,
     logits = torch.stack([network(one["image"].float()) for one in scans])
     told = np.array([float(one["context"][0, 0]) for one in scans])
     return (logits[..., 1] - logits[..., 0]).numpy(), np.interp(told, (-1, 1), AGES)
-
-
-def with_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """A mean over people with its 95 % bootstrap."""
-    found = bootstrap((values,), np.mean, random_state=0, method="percentile").confidence_interval
-    return float(values.mean()), float(found.low), float(found.high)
 
 
 def main() -> None:
@@ -80,7 +75,7 @@ def main() -> None:
     for what, people in (("all", theirs >= 0), ("younger", theirs < middle), ("older", theirs >= middle)):
         best = float(ceiling(law, theirs[people]).mean())
         for metric, values in (("accuracy", right[people]), ("pairs_in_order", in_order[people])):
-            ours, low, high = with_interval(values)
+            ours, low, high = bootstrap_ratio([str(n) for n in range(len(values))], values, np.ones(len(values)), 0)
             rows.append({"people": what, "n": len(values), "metric": metric, "ours": ours, "low": low, "high": high})
             print(f"{what}, {metric}: {ours:.3f} [{low:.3f}, {high:.3f}]")
         rows.append({"people": what, "n": len(right[people]), "metric": "best_accuracy", "ours": best})

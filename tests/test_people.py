@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from bad_nifti import picture
 
-from cftools.cli.bases import base_anatomies
+from cftools.cli.bases import base_anatomies, real_people
 from cftools.condition import Condition
 from cftools.errors import CftoolsWarning, OutputError, PresetError
 from cftools.nets.convolutional import ConvolutionalArchitecture
 from cftools.phantom.anatomy import Anatomy, template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
-from cftools.prepare import GRID_2MM, Grid
+from cftools.prepare import GRID_1MM, GRID_2MM, Grid
 from cftools.preset import load_preset
 from cftools.schema import FrozenMapping
 from cftools.train.kinds import VARIABLES, Job
@@ -220,3 +221,23 @@ def test_what_a_cache_keeps_of_scans_goes_by_their_files(tmp_path: Path, monkeyp
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         base_anatomies(bids, GRID_2MM, cache=tmp_path / "file")
+
+
+def test_people_as_they_are_are_registered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, prepared = tmp_path / "cache", []
+    anat = tmp_path / "bids" / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    Volume.from_array(picture(), np.eye(4)).save(anat / "sub-01_T1w.nii.gz")
+    (tmp_path / "bids" / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t40\tF\n")
+
+    def fake(volume: Volume, grid: Grid) -> SimpleNamespace:
+        prepared.append(grid.name)
+        return SimpleNamespace(image=np.full((2, 2, 2), 0.25 * len(prepared), np.float32))
+
+    monkeypatch.setattr("cftools.prepare.prepare", fake)
+    first, again, other = (
+        real_people(tmp_path / "bids", grid, cache=cache)[0] for grid in (GRID_2MM, GRID_2MM, GRID_1MM)
+    )
+    assert prepared == [GRID_2MM.name, GRID_1MM.name], "once on each grid"
+    assert torch.equal(first.image, again.image) and not torch.equal(first.image, other.image)
+    assert again.condition == first.condition == Condition({"age": 40.0, "sex": "F"})
