@@ -116,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore", CftoolsWarning)
-    chosen = plan(load_preset("ldm"), [], Condition())
+    chosen = plan(load_preset("ldm"), [], Condition(), dtype="float32")  # as the others are
     model, _ = DiffusionModel.of(chosen.preset, chosen.weights, torch.device("cpu"))
     scans = find_scans(options.data / "oasis")[: options.n]
     images = real(options.data / "oasis", [scan.subject for scan in scans])

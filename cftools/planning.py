@@ -229,6 +229,7 @@ def editing_command(
     words += ["--prepared"] if stripped else []
     if (guidance := getattr(sampling, "guidance", None)) is not None:
         words += ["--guidance", f"{guidance:g}"]
+    words += ["--dtype", sampling.dtype] if hasattr(sampling, "dtype") else []
     if seed:
         words += ["--seed", str(seed)]
     for change in changes:

@@ -70,6 +70,8 @@ class DiffusionSampling:
         window_overlap: share of a patch that neighbours share, for weights trained on patches.
         window_blend: blend the windows at every step, or finished patches.
         runs: samples averaged into the result.
+        dtype: of the network's convolutions and products: bfloat16, by autocast where the machine computes it, and
+            float32 elsewhere. The run itself, and the way between images and latents, are in float32 always.
     """
 
     start: Literal["prior", "noised", "inverted", "recorded"]
@@ -86,6 +88,7 @@ class DiffusionSampling:
     window_overlap: float = 0.0
     window_blend: Literal["step", "finished"] = "step"
     runs: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "resample", "inversion_iterations", "runs"):

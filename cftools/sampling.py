@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cftools.diffusion import moves, noise, solver, start, windows
 from cftools.diffusion.constraint import Constraint, Paste, Repaint, unconstrained
-from cftools.diffusion.denoiser import Clipped, Denoise, Denoiser, Inputs, Network, NetworkDenoiser, bind
+from cftools.diffusion.denoiser import Clipped, Denoise, Denoiser, InBfloat16, Inputs, Network, NetworkDenoiser, bind
 from cftools.diffusion.guidance import Guided
 from cftools.diffusion.integrate import Record, integrate
 from cftools.diffusion.inversion import Bdia, FixedPoint
@@ -225,6 +225,7 @@ class Sampler:
         return end
 
     def _denoiser(self, network: Network) -> Denoiser:
+        network = InBfloat16(network) if self.sampling.dtype == "bfloat16" else network
         denoiser: Denoiser = NetworkDenoiser(network, self.path, self.facts.prediction, self.facts.learned_variance)
         if self.facts.patch and self.sampling.window_blend == "step":
             denoiser = windows.Windows(denoiser, self.facts.patch, self.sampling.window_overlap)

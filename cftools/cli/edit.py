@@ -115,6 +115,7 @@ def edit(
     ] = None,
     json: options.Json = None,
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
     threads: options.Threads = None,
     shard: options.Shard = None,
     seed: options.Seed = 0,
@@ -145,7 +146,7 @@ def edit(
     json, volumes, summary = policy.shard.own(json), policy.shard.own(volumes), policy.shard.own(summary)
     assignments = [*(f"diagnosis={name}" for name in diagnosis or []), *(set_ or [])]
     sweep, told = parse_sweep(age or [], assignments), parse_condition(from_ or [])
-    chosen: dict[str, Any] = {"steps": steps, "carry": carry, "guidance": guidance}
+    chosen: dict[str, Any] = {"steps": steps, "carry": carry, "guidance": guidance, "dtype": dtype}
     method = plan(load_preset(preset), sweep, told, weights, clip, region is not None, **chosen)
     wanted = Wanted(method.facts.contrasts[0], options.labels(participant_label), options.labels(session_label))
     naming = Naming(sweep, lambda scan, changes: described(scan, entity(changes)))

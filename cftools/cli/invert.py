@@ -20,6 +20,7 @@ def invert(
     weights: latents.Weights = None,
     force: options.Force = False,
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
     threads: options.Threads = None,
     strict: options.Strict = False,
 ) -> int:
@@ -38,7 +39,7 @@ def invert(
     latents.check_output(output, latent, force)
     given = latents.read(latent)
     given.check_kind("encoded")
-    plan = plan_of(given, weights, steps=steps, start_time=start_time)
+    plan = plan_of(given, weights, steps=steps, start_time=start_time, dtype=dtype)
     model = model_of(plan, lambda: options.choose_device(device))
 
     def work(given: Latent) -> None:

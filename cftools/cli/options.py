@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -52,6 +52,15 @@ Stripped = Annotated[
 Clip = Annotated[bool, typer.Option("--clip", help="Clip what is out of the weights' range instead of refusing it.")]
 Guidance = Annotated[
     float | None, typer.Option(metavar="SCALE", min=0, help="Classifier-free guidance; 1 is the plain conditional.")
+]
+
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        rich_help_panel="Running",
+        help="Of a diffusion network's convolutions and products, instead of the preset's: bfloat16 is several times "
+        "as fast where the machine has it.",
+    ),
 ]
 
 

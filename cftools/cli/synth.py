@@ -43,6 +43,7 @@ def synth(
     skip_existing: options.SkipExisting = False,
     summary: options.Summary = None,
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
     threads: options.Threads = None,
     shard: options.Shard = None,
     seed: options.Seed = 0,
@@ -69,7 +70,8 @@ def synth(
     summary = policy.shard.own(summary)
     assignments = [f"sex={','.join(sex)}"] if sex else []
     sweep = parse_sweep(age or [], [*assignments, *(set_ or [])]) if age or sex or set_ else [()]
-    plan = pipe_plan(load_preset(preset), weights, Condition(), clip, "synth", steps=steps, guidance=guidance)
+    chosen = {"steps": steps, "guidance": guidance, "dtype": dtype}
+    plan = pipe_plan(load_preset(preset), weights, Condition(), clip, "synth", **chosen)
     cohort = people(plan, sweep, count)
     files = {person.name: out / person.name / "anat" / f"{person.name}_T1w.nii.gz" for person in cohort}
     mine = policy.shard.of(list(files))

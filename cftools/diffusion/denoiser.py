@@ -68,6 +68,25 @@ class Network(Protocol):
     def __call__(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor: ...
 
 
+@dataclass(frozen=True, eq=False)
+class InBfloat16:
+    """A network whose convolutions and products are computed in bfloat16, where the machine does that at all."""
+
+    network: Network
+
+    def __call__(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        """What the network says, in the type of x."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=computes_bfloat16(x.device)):
+            return self.network(x, time, context).to(x.dtype)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, or emulates it faster than torch's own loops do."""
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
 def bind(denoiser: Denoiser, inputs: Inputs) -> Denoise:
     """The denoiser with its inputs, as solvers take it."""
     return partial(denoiser, inputs=inputs)
