@@ -87,6 +87,7 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
             cf-score --truth twins "$way" --json "$results/latent-$(basename "$way").json" --force
         done
         cd "$root"
+        python "$root/benchmarks/precision.py" --json "$results/precision.json"
         python "$root/benchmarks/synthetic_ages.py" --json "$results/synthetic-ages.json"
         ;;
     volumes)

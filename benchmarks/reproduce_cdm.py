@@ -214,10 +214,12 @@ def possible(age: float) -> list[str]:
     return [change for change in CHANGES if YOUNGEST <= age + float(change) <= OLDEST]
 
 
-def command(*words: object) -> None:
-    """Run one of the commands beside this interpreter."""
+def command(*words: object, fine: Sequence[int] = (0,)) -> None:
+    """Run one of the commands beside this interpreter; stop if it ends otherwise than is fine."""
     name, *rest = map(str, words)
-    subprocess.run([Path(sys.executable).parent / name, *rest], check=True)
+    done = subprocess.run([Path(sys.executable).parent / name, *rest])
+    if done.returncode not in fine:
+        done.check_returncode()
 
 
 def phantom(folder: Path, count: int, seed: int, changes: Sequence[str], *options: object) -> None:
@@ -233,7 +235,10 @@ def score(out: Path, *words: object) -> dict[str, Any]:
     asked = ["cf-score", *map(str, words), "--json", str(out), "--force"]
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     if found.get("command") != command_line(asked) or not all(map(unchanged, judges(found))):
-        command(*asked)
+        out.unlink(missing_ok=True)
+        command(*asked, fine=(0, 1))  # 1: some images cannot be scored, such as brains that are none; others are
+        if not out.exists():
+            sys.exit(f"{' '.join(asked)}: gave no scores")
         found = json.loads(out.read_text())
     return found
 

@@ -13,6 +13,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,14 @@ def main() -> None:
     warnings.simplefilter("ignore", CftoolsWarning)
     chosen = plan(load_preset("ldm"), [], Condition(), dtype="float32")  # as the others are
     model, _ = DiffusionModel.of(chosen.preset, chosen.weights, torch.device("cpu"))
+    halved = replace(model, preset=model.preset.override(dtype="bfloat16"))
     scans = find_scans(options.data / "oasis")[: options.n]
     images = real(options.data / "oasis", [scan.subject for scan in scans])
     ways: dict[tuple[str, int], Callable[[Tensor, Any], Tensor]] = {}
     for count in (10, 25, 50):
         for name in INVERTERS:
             ways[name, count] = lambda x, told, name=name, count=count: ours(model, x, told, name, count)
+        ways["bdia, network in bfloat16", count] = lambda x, told, count=count: ours(halved, x, told, "bdia", count)
     for count in (10, 25, 50, 100):
         ways["MONAI's reversed_step", count] = lambda x, told, count=count: monai(model, x, told, count)
         ways["diffusers' DDIM inverse", count] = lambda x, told, count=count: diffusers(model, x, told, count)

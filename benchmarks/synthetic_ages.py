@@ -1,8 +1,10 @@
-"""What the age model reads off scans that cf-synth made, beside what it reads off simulated subjects of those ages.
+"""The age that is read off scans cf-synth made, beside what is read off simulated subjects of those ages.
 
-    python benchmarks/synthetic_ages.py --json docs/results/synthetic-ages.json
+    python benchmarks/synthetic_ages.py --picture docs/figures/synthetic-ages.png [--json FILE]
 
-The age model draws ages towards its middle, so that simulated subjects (the average brain, fresh ones) are its measure.
+As the preset makes them, or under guidance of one's own. Readers draw ages towards their middle, so that simulated
+subjects (of the average brain, fresh ones) are their measure. The picture has the first sample at every age, and the
+first subject under it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from cftools import weights
 from cftools.condition import Condition
@@ -25,56 +29,73 @@ from cftools.planning import parse_sweep
 from cftools.preset import load_preset
 from cftools.train.twin import normalised
 
+Images = dict[int, list[np.ndarray]]
+
+
+def synthetic(preset: str, ages: list[int], count: int, seed: int, guidance: float | None) -> Images:
+    """New scans by age, (X, Y, Z) each; a sample keeps its noise at every age."""
+    plan = pipe_plan(load_preset(preset), None, Condition(), task="synth", guidance=guidance)
+    synthesiser = Synthesiser(plan, lambda: torch.device("cpu"), seed, "benchmark")
+    made: Images = {}
+    for person in people(plan, parse_sweep([str(age) for age in ages], ["sex=F"]), count):
+        volume, _ = synthesiser.make(person)
+        made.setdefault(int(float(str(person.target.condition["age"]))), []).append(volume.array)
+    return made
+
+
+def simulated(ages: list[int], count: int, seed: int) -> Images:
+    """Simulated subjects, each at every age, as networks see them."""
+    family = Family([template_anatomy()], load_law("normative"))
+    subjects = [family.draw(seed + 10_000, number, "F") for number in range(count)]
+    return {age: [normalised(one.at(float(age)))[0, 0].numpy() for one in subjects] for age in ages}
+
+
+def drawn(sets: dict[str, Images], path: Path) -> None:
+    """The first image of every set at every age: an axial and a coronal slice."""
+    ages = list(next(iter(sets.values())))
+    figure = Figure(figsize=(1.5 * len(ages), 3.4 * len(sets)), layout="constrained", facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * len(sets), len(ages), squeeze=False)
+    for row, (name, images) in enumerate(sets.items()):
+        for column, age in enumerate(ages):
+            image = images[age][0]
+            for below, cut in enumerate((image[:, :, 44], image[:, 52, :])):
+                place = axes[2 * row + below, column]
+                place.imshow(np.rot90(cut), cmap="gray", vmin=0, vmax=np.percentile(image[image > 0], 99.5))
+                place.axis("off")
+            axes[2 * row, column].set_title(f"{name}, {age}", color="white", fontsize=8)
+    figure.savefig(path, dpi=80)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ages", nargs="+", type=int, default=[10, 30, 50, 70, 90])
-    parser.add_argument("-n", type=int, default=1, help="samples of each age")
-    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0])
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--preset", default="ldm")
+    parser.add_argument("--ages", nargs="+", type=int, default=[5, 20, 40, 60, 80, 100])
+    parser.add_argument("-n", type=int, default=6, help="samples of each age")
+    parser.add_argument("--guidance", nargs="+", type=float, help="instead of the preset's")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reader", default="score-age-2mm")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    reader = ScalarReader(weights.load("age-2mm"))
-
-    def read(image: torch.Tensor) -> float:
-        return float(reader.variable.decode(float(reader.network(image)[0])))
-
-    said: dict[str, dict[int, list[float]]] = {}
-    for guidance in options.guidance:
-        name = f"cf-synth, guidance {guidance:g}"
-        chosen = {"steps": options.steps, "guidance": guidance}
-        plan = pipe_plan(load_preset("ldm"), None, Condition(), task="synth", **chosen)
-        sweep = parse_sweep([str(age) for age in options.ages], ["sex=F"])
-        cohort = people(plan, sweep, options.n)
-        synthesiser = Synthesiser(plan, lambda: torch.device("cpu"), options.seed, "benchmark")
-        for person in cohort:
-            volume, _ = synthesiser.make(person)
-            image = torch.from_numpy(volume.array)[None, None]
-            age = int(float(str(person.target.condition["age"])))
-            said.setdefault(name, {}).setdefault(age, []).append(read(image))
-            print(name, age, round(said[name][age][-1], 1), flush=True)
-    family = Family([template_anatomy()], load_law("normative"))
-    for number in range(options.n):
-        subject = family.draw(options.seed + 10_000, number, "F")
-        for age in options.ages:
-            found = read(normalised(subject.at(float(age))))
-            said.setdefault("simulated subjects", {}).setdefault(age, []).append(found)
-    facts = [
-        {
-            "scans": name,
-            "age": age,
-            "n": len(values),
-            "mean": round(float(np.mean(values)), 1),
-            "low": round(min(values), 1),
-            "high": round(max(values), 1),
-        }
-        for name, by in said.items()
-        for age, values in by.items()
-    ]
-    for row in facts:
-        print(row)
+    reader = ScalarReader(weights.load(options.reader))
+    sets = {
+        f"cf-synth, guidance {guidance:g}" if guidance else "cf-synth": synthetic(
+            options.preset, options.ages, options.n, options.seed, guidance
+        )
+        for guidance in options.guidance or [None]
+    }
+    sets["simulated"] = simulated(options.ages, options.n, options.seed)
+    facts = []
+    for name, images in sets.items():
+        for age, shown in images.items():
+            read = [float(reader.value(image)) for image in shown]  # type: ignore[arg-type]  # a number is read
+            row = {"scans": name, "age": age, "n": len(read), "mean": round(float(np.mean(read)), 1)}
+            facts.append(row | {"low": round(min(read), 1), "high": round(max(read), 1)})
+            print(facts[-1], flush=True)
+    if options.picture:
+        drawn(sets, options.picture)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(facts, indent=1) + "\n")

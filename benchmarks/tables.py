@@ -238,6 +238,15 @@ def latent_edits() -> str:
     return rows(*lines)
 
 
+def precision() -> str:
+    """Edits in bfloat16 beside float32."""
+    lines: list[Sequence[str]] = [("network in", "seconds an edit", "truth_ratio", "differs from float32", "n")]
+    for row in facts("precision")["rows"]:
+        ratio = f"{row['truth_ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        lines.append((row["dtype"], f"{row['seconds']:.1f}", ratio, f"{row['differs']:.1%}", str(row["n"])))
+    return rows(*lines)
+
+
 def synthetic_ages() -> str:
     """What the age model reads off synthetic scans."""
     found: dict[str, dict[int, Any]] = {}
@@ -488,6 +497,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "autoencoder": autoencoder,
     "round trip": round_trip,
     "latent edits": latent_edits,
+    "precision": precision,
     "synthetic ages": synthetic_ages,
     "orders": orders,
     "engine laws": engine_laws,

@@ -449,6 +449,8 @@ def test_the_commands_train_edit_and_make_scans(
     capsys.readouterr()
     assert edit([*words, "--guidance", "2", str(scan), str(tmp_path / "not.nii.gz")]) == 2
     assert "has no guidance" in capsys.readouterr().err
+    assert edit([*words, "--dtype", "bfloat16", str(scan), str(tmp_path / "not.nii.gz")]) == 2
+    assert "has no dtype" in capsys.readouterr().err
 
 
 def test_the_commands_train_and_draw_tokens(

@@ -13,6 +13,7 @@ import torch
 
 from cftools.condition import Condition
 from cftools.diffuse import DiffusionModel
+from cftools.diffusion import denoiser
 from cftools.diffusion.denoiser import Inputs, NetworkDenoiser
 from cftools.diffusion.path import make_path
 from cftools.errors import LatentError
@@ -338,6 +339,37 @@ def test_an_edit_goes_where_its_condition_pulls() -> None:
     targets = [Target(SOURCE.do(age=age)) for age in (10.0, 90.0)]
     young, old = chosen.resample(chosen.invert(encoded(chosen)), targets).edited
     assert old.mean() > young.mean() + 0.1
+
+
+def test_a_network_in_bfloat16_makes_almost_the_same_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its products alone lose digits; where a machine has no bfloat16 it is the edit in float32, to the bit."""
+    torch.manual_seed(0)
+    shape = model().space.facts.latent_shape
+    network = (
+        UNet(UNetArchitecture(shape[0], shape[0], (8, 16), (False, True), 1, heads=8)).eval().requires_grad_(False)
+    )
+    for parameter in network.body.parameters():  # MONAI's last layers start at zero
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    seen: list[torch.dtype] = []
+    network.body.conv_in.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+
+    def edits(dtype: str) -> np.ndarray:
+        seen.clear()
+        chosen = replace(model("noised", start_time=0.5, dtype=dtype), network=network)
+        latent = encoded(chosen)
+        assert chosen.invert(latent).tensors["x_t"].dtype == np.float32
+        return chosen.resample(chosen.invert(latent), [Target(SOURCE.do(age=80.0))]).edited[0]
+
+    exact = edits("float32")
+    assert {*seen} == {torch.float32}
+    monkeypatch.setattr(denoiser, "computes_bfloat16", lambda device: True)
+    near = edits("bfloat16")
+    assert {*seen} == {torch.bfloat16} and near.dtype == np.float32
+    assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
+    monkeypatch.setattr(denoiser, "computes_bfloat16", lambda device: False)
+    np.testing.assert_array_equal(edits("bfloat16"), exact)
+    assert {*seen} == {torch.float32}
 
 
 def test_latents_are_decoded_where_they_are_and_encoded_on_the_processor() -> None:

@@ -282,14 +282,20 @@ def test_a_latent_keeps_the_preset_with_its_flags(place: Path) -> None:
     mine.write_text(shipped.replace('name = "ldm"', 'name = "mine"').replace("guidance = 2.0", "guidance = 2.5"))
     assert encode(["--preset", "mine.toml", "--from", "age=20,sex=F", "in.nii", "m.safetensors"]) == 0
     mine.unlink()
-    assert invert([*FEW, "m.safetensors", "k.safetensors"]) == 0
+    single = ["--dtype", "float32"]
+    assert invert([*FEW, *single, "m.safetensors", "k.safetensors"]) == 0
     assert resample(["--age", "+20", "k.safetensors", "d.safetensors"]) == 0
-    assert resample(["--age", "+20", "--guidance", "2.5", "n.safetensors", "same.safetensors"]) == 0
+    assert invert([*FEW, *single, "z.safetensors", "exact.safetensors"]) == 0
+    assert resample(["--age", "+20", "--guidance", "2.5", "exact.safetensors", "same.safetensors"]) == 0
     assert decode(["--onto", "in.nii", "d.safetensors", "one.nii"]) == 0
     assert decode(["--onto", "in.nii", "same.safetensors", "two.nii"]) == 0
     assert Path("one.nii").read_bytes() == Path("two.nii").read_bytes()
     used = json.loads(Path("two.json").read_text())["cftools"]["preset"]["sampling"]
-    assert used["steps"] == 2 and used["guidance"] == 2.5
+    assert used["steps"] == 2 and used["guidance"] == 2.5 and used["dtype"] == "float32"
+    words = ["--preset", "ldm", "--age", "+20", "--guidance", "2.5", "--from", "age=20,sex=F", *single, *FEW]
+    assert edit([*words, "in.nii", "whole.nii"]) == 0
+    assert Path("whole.nii").read_bytes() == Path("one.nii").read_bytes()
+    assert "--dtype float32" in json.loads(Path("whole.json").read_text())["cftools"]["command"]
 
 
 def test_outputs_are_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:

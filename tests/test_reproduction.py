@@ -61,11 +61,20 @@ def test_scores_of_a_judge_that_has_changed_are_taken_anew(tmp_path: Path) -> No
     assert script["judges"]({"rows": []}) == []
 
     asked: list[tuple[object, ...]] = []
-    script["score"].__globals__["command"] = lambda *words: asked.append(words)
     kept = tmp_path / "made.json"
+
+    def run(*words: object, fine: tuple[int, ...]) -> None:
+        asked.append(words)
+        assert fine == (0, 1) and not kept.exists(), "what is there was made of the judge before"
+        if "none" not in words:
+            kept.write_text("{}")
+
+    script["score"].__globals__["command"] = run
     command = f"cf-score made --json {kept} --force"
     for judge, times in (("00000000", 1), (beginning, 1)):  # asked anew, then no more
         reader = {"age": f"score-age-2mm ({judge})"}
         kept.write_text(json.dumps({"command": command_line(command.split()), "readers": reader}))
         script["score"](kept, "made")
         assert len(asked) == times
+    with pytest.raises(SystemExit, match="gave no scores"):
+        script["score"](kept, "none")

@@ -262,6 +262,19 @@ def test_a_damaged_image_is_named_and_the_others_scored(
     assert facts["sets"]["made"]["images"] == 4 and facts["sets"]["made"]["scored"] == 3
     assert [Path(one).name for one in facts["sets"]["made"]["failed"]] == ["sub-09_T1w.nii.gz"]
     assert [line.split("\t")[1] for line in summary.read_text().splitlines()[1:]] == ["done"] * 3 + ["failed"]
+    (none := tmp_path / "none").mkdir()
+    (none / "sub-01_T1w.nii.gz").write_bytes(b"nothing")
+    both, plots = tmp_path / "both.json", ["--plots", str(tmp_path / "plots")]
+    assert (
+        main([str(none), str(made), "--metric", "ms-ssim", *plots, "--json", str(both)]) == 1
+        and (tmp_path / "plots" / "samples.png").exists()
+    )
+    assert "none: none of its images could be looked at" in capsys.readouterr().err
+    assert {row["method"] for row in json.loads(both.read_text())["rows"]} == {"made"}
+    for sets, code in (([none], 3), (["--ref", made, none], 1), (["--ref", none, made], 1)):
+        kept = both.read_bytes()
+        assert main([*map(str, sets), "--metric", "ms-ssim", "--json", str(both), "--force"]) == code
+        assert "could be looked at" in capsys.readouterr().err and both.read_bytes() == kept
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,10 @@ def score_sets(sets: Sequence[str], ref: str | None, asked: Asked, outputs: Outp
         stages = Stages(onlooker.read, onlooker.look, keep)
         code = batch.work_through(jobs, stages, threads=asked.threads, report=report, total=len(jobs))
     kept = {name: [_as(seen[one.path], one) for one in each if one.path in seen] for name, each in members.items()}
-    if any(not each for each in kept.values()):
+    for name in [name for name, each in kept.items() if not each]:
+        terminal.warning(f"{name}: none of its images could be looked at: it has no scores")
+        del kept[name]
+    if not kept or (ref and (names[-1] not in kept or len(kept) == 1)):
         return code
     insisted = bool(asked.metrics) or not ref
     compared = _compared(kept, names[-1] if ref else None, metrics, insisted, asked.seed, asked.threads)
@@ -83,7 +86,7 @@ def score_sets(sets: Sequence[str], ref: str | None, asked: Asked, outputs: Outp
     _say(compared, onlooker.features.name if onlooker.features else None)
     outputs.facts(_facts(compared, members, seen, onlooker, asked.seed))
     if outputs.plots is not None:
-        outputs.pictures(_plots(compared, members))
+        outputs.pictures(_plots(compared, {name: [one.member for one in each] for name, each in kept.items()}))
     return code
 
 
