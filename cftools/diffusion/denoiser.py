@@ -84,7 +84,7 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16, or emulates it faster than torch's own loops do."""
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def bind(denoiser: Denoiser, inputs: Inputs) -> Denoise:
