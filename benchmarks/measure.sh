@@ -88,7 +88,8 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         done
         cd "$root"
         python "$root/benchmarks/precision.py" --json "$results/precision.json"
-        python "$root/benchmarks/synthetic_ages.py" --json "$results/synthetic-ages.json"
+        python "$root/benchmarks/synthetic_ages.py" --json "$results/synthetic-ages.json" \
+            --picture "$root/docs/figures/synthetic-ages.png"
         ;;
     volumes)
         mkdir "$work/volumes"
@@ -106,7 +107,7 @@ for what in ${*:-truth steps real laws age speed engine autoencoder inversion la
         cd "$root"
         ;;
     *)
-        known="truth, steps, real, laws, age, speed, engine, autoencoder, inversion, latent, volumes, diagnosis or heads"
+        known="truth, steps, real, laws, age, speed, engine, autoencoder, inversion, latent, volumes, diagnosis, heads, readers or pairs"
         echo "measure.sh: $what: $known" >&2
         exit 2
         ;;

@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from throughput import run
 
 from cftools.cohort import find_scans
+from cftools.diffusion.denoiser import computes_bfloat16
 from cftools.volume import Volume
 
 DTYPES = ("float32", "bfloat16")
@@ -47,6 +50,8 @@ def main() -> None:
     parser.add_argument("--threads", default="1")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if not computes_bfloat16(torch.device("cpu")):
+        sys.exit("this processor has no bfloat16: both would be in float32")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         cohort = Path(place) / "twins"
@@ -61,11 +66,8 @@ def main() -> None:
             row |= {"truth_ratio": score["ours"], "low": score["low"], "high": score["high"]}
             rows.append(row | {"differs": differs(Path(place) / DTYPES[0], out, cohort)})
             print(rows[-1], flush=True)
-    facts = {
-        "command": f"python benchmarks/precision.py --preset {options.preset} -n {options.n}",
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-    facts |= {"machine": platform.machine(), "threads": options.threads, "rows": rows}
+    facts = {"command": " ".join(["python", *sys.argv]), "date": datetime.now(UTC).date().isoformat()}
+    facts |= {"machine": f"{platform.machine()}, with bfloat16", "threads": options.threads, "rows": rows}
     if options.json:
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -230,14 +230,20 @@ def phantom(folder: Path, count: int, seed: int, changes: Sequence[str], *option
         )
 
 
-def score(out: Path, *words: object) -> dict[str, Any]:
-    """What cf-score writes as JSON, now or when it was asked the same before, of the same judges."""
+def score(out: Path, *words: object, plots: Path | None = None) -> dict[str, Any]:
+    """What cf-score writes as JSON, now or when it was asked the same before, of the same judges.
+
+    Args:
+        plots: of sets of images, of which some may fail, such as brains that are none: the others are scored.
+    """
+    words = words if plots is None else (*words, "--plots", plots)
     asked = ["cf-score", *map(str, words), "--json", str(out), "--force"]
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    if found.get("command") != command_line(asked) or not all(map(unchanged, judges(found))):
+    drawn = plots is None or (plots / "samples.png").exists()
+    if not drawn or found.get("command") != command_line(asked) or not all(map(unchanged, judges(found))):
         out.unlink(missing_ok=True)
-        command(*asked, fine=(0, 1))  # 1: some images cannot be scored, such as brains that are none; others are
-        if not out.exists():
+        command(*asked, fine=(0,) if plots is None else (0, 1))
+        if not out.exists() or (plots and not (plots / "samples.png").exists()):
             sys.exit(f"{' '.join(asked)}: gave no scores")
         found = json.loads(out.read_text())
     return found
@@ -385,15 +391,15 @@ def main() -> None:
     readers = [f"--reader={name}={weights if name in known else ''}" for name, weights in found_by.items()]
     metrics = ",".join(["fid", "kid", "ms-ssim", *known])
     scoring = ["--ref", cohort, "--features", options.features, *readers, "--metric", metrics]
-    plots = ["--plots", work / "plots-made"]
-    found = score(work / "made.json", *(work / "made" / name for name in MAKE), *scoring, *plots)
+    made_by = (work / "made" / name for name in MAKE)
+    found = score(work / "made.json", *made_by, *scoring, plots=work / "plots-made")
     rows += rows_of(found, "1, direct", partial(paper_1, False))
     rows += timed("1, direct", "scan", seconds)
 
     scans = scans_of(cohort, options.scans)
     seconds = edit_all(setup, options, scans, EDIT, possible, work / "edits")
     sets = [work / "edits" / name for name in EDIT]
-    found = score(work / "edits.json", *sets, *scoring, "--plots", work / "plots-edits")
+    found = score(work / "edits.json", *sets, *scoring, plots=work / "plots-edits")
     overall = [
         row
         for row in rows_of(found, "1, counterfactual", partial(paper_1, True))

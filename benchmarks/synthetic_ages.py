@@ -61,7 +61,7 @@ def drawn(sets: dict[str, Images], path: Path) -> None:
             image = images[age][0]
             for below, cut in enumerate((image[:, :, 44], image[:, 52, :])):
                 place = axes[2 * row + below, column]
-                place.imshow(np.rot90(cut), cmap="gray", vmin=0, vmax=np.percentile(image[image > 0], 99.5))
+                place.imshow(np.rot90(cut), cmap="gray", vmin=0, vmax=np.percentile(image, 99.5))
                 place.axis("off")
             axes[2 * row, column].set_title(f"{name}, {age}", color="white", fontsize=8)
     figure.savefig(path, dpi=80)
@@ -81,7 +81,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     reader = ScalarReader(weights.load(options.reader))
     sets = {
-        f"cf-synth, guidance {guidance:g}" if guidance else "cf-synth": synthetic(
+        f"cf-synth, guidance {guidance:g}" if guidance is not None else "cf-synth": synthetic(
             options.preset, options.ages, options.n, options.seed, guidance
         )
         for guidance in options.guidance or [None]

@@ -248,7 +248,7 @@ def precision() -> str:
 
 
 def synthetic_ages() -> str:
-    """What the age model reads off synthetic scans."""
+    """The ages that are read off synthetic scans."""
     found: dict[str, dict[int, Any]] = {}
     for row in facts("synthetic-ages"):
         found.setdefault(row["scans"], {})[row["age"]] = row

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from cftools.cohort import contrast_of
 from cftools.condition import Condition, Value, apply, check
 from cftools.errors import CftoolsWarning, ConditionError, DomainWarning, WeightsError
-from cftools.planning import Changes, Plan, editing_command, opened
+from cftools.planning import Changes, Plan, editing_command, on_device, opened
 from cftools.preset import Preset
 from cftools.provenance import Provenance, source_name
 from cftools.weights import Checkpoint, Facts, installed, load
@@ -198,8 +198,8 @@ class Editor:
         Warns:
             CftoolsWarning: a value is a model's guess, or was clipped.
         """
-        preset, prepared, volume = self.plan.preset, ready.prepared, ready.prepared.volume
         method, weights, guesses = self.opened(ready)
+        preset, prepared, volume = self.plan.preset, ready.prepared, ready.prepared.volume
         source, targets = self._conditions(ready.known.do(**guesses), ready.sweep)
         reconstruction = self.reconstruction(ready)
         details = {
@@ -323,7 +323,9 @@ class Editor:
 
     def _loaded(self) -> tuple[Method, dict[str, Checkpoint]]:
         if self._method is None:
-            self._method = opened(self.plan, self._device())
+            device = self._device()
+            self.plan = on_device(self.plan, device)
+            self._method = opened(self.plan, device)
         return self._method
 
 

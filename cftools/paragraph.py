@@ -15,7 +15,7 @@ METHODS = {
     "flow": "A network predicted, from the scan on this grid, a stationary velocity field and a change of intensity "
     "for the change of condition; the field was exponentiated to a diffeomorphism (steps: {steps}).",
     "diffusion": "The scan was edited by a diffusion model (start: {start}; solver: {solver}; steps: {steps}; "
-    "guidance: {guidance}).",
+    "guidance: {guidance}; network in {dtype}).",
 }
 CARRIES = {
     "field": "Deformation and change of intensity were applied once, to the scan at its own resolution.",

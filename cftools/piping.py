@@ -13,7 +13,7 @@ from cftools.editing import Editor, Ready
 from cftools.errors import LatentError, PresetError, UsageError
 from cftools.facts import Target
 from cftools.latent import Latent
-from cftools.planning import Changes, Plan, check_changes, check_region, encoding_command, opened, plan
+from cftools.planning import Changes, Plan, check_changes, check_region, encoding_command, on_device, opened, plan
 from cftools.preset import Preset, Task, from_table
 from cftools.provenance import Provenance, source_name
 from cftools.volume import Volume
@@ -94,7 +94,8 @@ def model_of(plan: Plan, device: Device) -> DiffusionModel:
     """The network behind a plan."""
     from cftools.diffuse import DiffusionModel
 
-    return DiffusionModel.of(plan.preset, plan.weights, device())[0]
+    where = device()
+    return DiffusionModel.of(on_device(plan, where).preset, plan.weights, where)[0]
 
 
 def targets_of(plan: Plan, latent: Latent, sweep: Sequence[Changes]) -> list[Target]:
@@ -233,20 +234,22 @@ class Synthesiser:
     command: str = ""
 
     @cached_property
-    def _model(self) -> tuple[Sampling, dict[str, Checkpoint]]:
-        return opened(self.plan, self.device())
+    def _model(self) -> tuple[Sampling, dict[str, Checkpoint], Preset]:
+        device = self.device()
+        plan = on_device(self.plan, device)
+        return *opened(plan, device), plan.preset
 
     def make(self, person: Person) -> tuple[Volume, Provenance]:
         """The scan of one person, whoever was made before."""
         import numpy as np
 
-        model, loaded = self._model
+        model, loaded, preset = self._model
         image = brain_of(model.sample(Condition(person.target.condition), self.seed, person.sample, self.command))
         provenance = Provenance(
             command=self.command,
             sources=(),
             skull_stripped=self.plan.facts.skull_stripped,
-            preset=self.plan.preset,
+            preset=preset,
             weights=loaded,
             source=Condition(dict.fromkeys(self.plan.facts.variables)),
             target=Condition(person.target.condition),

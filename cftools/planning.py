@@ -7,7 +7,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +119,15 @@ def plan(
         for changes in sweep:
             check_changes(facts, changes, clip)
     return Plan(preset, name, facts, clip)
+
+
+def on_device(plan: Plan, device: torch.device) -> Plan:
+    """The plan as a device runs it, for the record too: in float32 where it does not compute bfloat16."""
+    from cftools.diffusion.denoiser import computes_bfloat16
+
+    if getattr(plan.preset.sampling, "dtype", "") != "bfloat16" or computes_bfloat16(device):
+        return plan
+    return replace(plan, preset=plan.preset.override(dtype="float32"))
 
 
 def opened(plan: Plan, device: torch.device) -> tuple[Any, dict[str, Checkpoint]]:

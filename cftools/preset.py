@@ -70,7 +70,7 @@ class DiffusionSampling:
         window_overlap: share of a patch that neighbours share, for weights trained on patches.
         window_blend: blend the windows at every step, or finished patches.
         runs: samples averaged into the result.
-        dtype: of the network's convolutions and products: bfloat16, by autocast where the machine computes it, and
+        dtype: of the network's convolutions and products: bfloat16, where the device has instructions for it, and
             float32 elsewhere. The run itself, and the way between images and latents, are in float32 always.
     """
 

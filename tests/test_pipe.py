@@ -22,6 +22,7 @@ from cftools.cli.encode import main as encode
 from cftools.cli.invert import main as invert
 from cftools.cli.resample import main as resample
 from cftools.cli.synth import main as synth
+from cftools.diffusion import denoiser
 from cftools.facts import DiffusionFacts, SpaceFacts
 from cftools.latent import Latent
 from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
@@ -296,6 +297,25 @@ def test_a_latent_keeps_the_preset_with_its_flags(place: Path) -> None:
     assert edit([*words, "in.nii", "whole.nii"]) == 0
     assert Path("whole.nii").read_bytes() == Path("one.nii").read_bytes()
     assert "--dtype float32" in json.loads(Path("whole.json").read_text())["cftools"]["command"]
+
+
+def test_the_type_that_the_network_computes_in_is_chosen_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--preset", "ldm", "--age", "+20", "--from", "age=20,sex=F", *FEW]
+    made = {}
+    for able, asked in ((True, []), (True, ["--dtype", "float32"]), (False, [])):
+        monkeypatch.setattr(denoiser, "computes_bfloat16", lambda device, able=able: able)
+        assert edit([*words, *asked, "--force", "in.nii", "typed.nii"]) == 0
+        record = json.loads(Path("typed.json").read_text())["cftools"]
+        used = record["preset"]["sampling"]["dtype"]
+        assert f"--dtype {used}" in record["command"] and used == ("float32" if asked or not able else "bfloat16")
+        made[able, *asked] = Path("typed.nii").read_bytes()
+        assert synth(["--age", "20", *FEW, *asked, "--force", "typed"]) == 0
+        sidecar = json.loads(Path("typed/sub-0001/anat/sub-0001_T1w.json").read_text())
+        assert sidecar["cftools"]["preset"]["sampling"]["dtype"] == used
+        assert invert([*FEW, *asked, "--force", "z.safetensors", "t.safetensors"]) == 0
+        assert resample(["--age", "+20", "--dtype", "float32", "--force", "t.safetensors", "r.safetensors"]) == 0
+        assert Latent.load("t.safetensors").facts.resolved["sampling"]["dtype"] == used
+    assert made[(True,)] != made[(False,)] == made[True, "--dtype", "float32"]
 
 
 def test_outputs_are_looked_at_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:

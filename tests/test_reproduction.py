@@ -65,7 +65,7 @@ def test_scores_of_a_judge_that_has_changed_are_taken_anew(tmp_path: Path) -> No
 
     def run(*words: object, fine: tuple[int, ...]) -> None:
         asked.append(words)
-        assert fine == (0, 1) and not kept.exists(), "what is there was made of the judge before"
+        assert fine == (0,) and not kept.exists(), "what is there was made of the judge before"
         if "none" not in words:
             kept.write_text("{}")
 
@@ -78,3 +78,16 @@ def test_scores_of_a_judge_that_has_changed_are_taken_anew(tmp_path: Path) -> No
         assert len(asked) == times
     with pytest.raises(SystemExit, match="gave no scores"):
         script["score"](kept, "none")
+
+    def draw(*words: object, fine: tuple[int, ...]) -> None:
+        assert fine == (0, 1), "of sets some images may fail"
+        kept.write_text("{}")
+        plots.mkdir(exist_ok=True)
+        (plots / "samples.png").touch()
+
+    plots = tmp_path / "plots"
+    script["score"].__globals__["command"] = draw
+    asked_now = f"cf-score made --plots {plots} --json {kept} --force"
+    kept.write_text(json.dumps({"command": command_line(asked_now.split())}))
+    script["score"](kept, "made", plots=plots)
+    assert kept.read_text() == "{}", "scores without their plots are taken anew"

@@ -26,6 +26,7 @@ def resample(
     weights: latents.Weights = None,
     force: options.Force = False,
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
     threads: options.Threads = None,
     strict: options.Strict = False,
 ) -> None:
@@ -45,7 +46,7 @@ def resample(
     sweep = parse_sweep(age or [], set_ or [])
     given = latents.read(latent)
     given.check_kind("state")
-    plan = plan_of(given, weights, clip, guidance=guidance)
+    plan = plan_of(given, weights, clip, guidance=guidance, dtype=dtype)
     targets = targets_of(plan, given, sweep)
     model = model_of(plan, lambda: options.choose_device(device))
     latents.write(model.resample(given, targets, command=latents.command()), output, force)
