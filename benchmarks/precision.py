@@ -66,7 +66,11 @@ def main() -> None:
             row |= {"truth_ratio": score["ours"], "low": score["low"], "high": score["high"]}
             rows.append(row | {"differs": differs(Path(place) / DTYPES[0], out, cohort)})
             print(rows[-1], flush=True)
-    facts = {"command": " ".join(["python", *sys.argv]), "date": datetime.now(UTC).date().isoformat()}
+    words = ["--preset", options.preset, "-n", options.n, "--seed", options.seed, "--threads", options.threads]
+    facts = {
+        "command": " ".join(map(str, ["python benchmarks/precision.py", *words])),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
     facts |= {"machine": f"{platform.machine()}, with bfloat16", "threads": options.threads, "rows": rows}
     if options.json:
         options.json.write_text(json.dumps(facts, indent=1) + "\n")
