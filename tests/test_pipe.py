@@ -315,6 +315,7 @@ def test_the_type_that_the_network_computes_in_is_chosen_and_recorded(monkeypatc
         assert invert([*FEW, *asked, "--force", "z.safetensors", "t.safetensors"]) == 0
         assert resample(["--age", "+20", "--dtype", "float32", "--force", "t.safetensors", "r.safetensors"]) == 0
         assert Latent.load("t.safetensors").facts.resolved["sampling"]["dtype"] == used
+        assert Latent.load("r.safetensors").facts.resolved["sampling"]["dtype"] == "float32"
     assert made[(True,)] != made[(False,)] == made[True, "--dtype", "float32"]
 
 

@@ -265,10 +265,8 @@ def test_a_damaged_image_is_named_and_the_others_scored(
     (none := tmp_path / "none").mkdir()
     (none / "sub-01_T1w.nii.gz").write_bytes(b"nothing")
     both, plots = tmp_path / "both.json", ["--plots", str(tmp_path / "plots")]
-    assert (
-        main([str(none), str(made), "--metric", "ms-ssim", *plots, "--json", str(both)]) == 1
-        and (tmp_path / "plots" / "samples.png").exists()
-    )
+    assert main([str(none), str(made), "--metric", "ms-ssim", *plots, "--json", str(both)]) == 1
+    assert (tmp_path / "plots" / "samples.png").exists()
     assert "none: none of its images could be looked at" in capsys.readouterr().err
     assert {row["method"] for row in json.loads(both.read_text())["rows"]} == {"made"}
     for sets, code in (([none], 3), (["--ref", made, none], 1), (["--ref", none, made], 1)):
