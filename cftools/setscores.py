@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: By what they need: features of both sets, the images of one, pairs of both, and what readers say.
 DISTANCES, ALL_PAIRS, PAIRED, READ = ("fid", "kid"), ("ms-ssim",), ("psnr", "mae", "ssim"), ("age", "sex")
 SET_METRICS = (*DISTANCES, *ALL_PAIRS, *PAIRED, *READ)
+#: Images that a set needs for them.
+LEAST = {"fid": 2, "kid": 4, "ms-ssim": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,15 @@ def compare(
             )
         rows += found_rows
     return Compared(rows, looked, facts)
+
+
+def too_few(metrics: Sequence[str], images: int, reference: int) -> list[str]:
+    """Those of the metrics that a set of so many images is too small for, or what it is compared with is."""
+    return [
+        metric
+        for metric in metrics
+        if (min(images, reference) if metric in DISTANCES else images) < LEAST.get(metric, 1)
+    ]
 
 
 def grid_problem(seen: Sequence[Seen]) -> str:

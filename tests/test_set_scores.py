@@ -247,6 +247,33 @@ def test_what_was_not_insisted_on_is_left_out(capsys: pytest.CaptureFixture[str]
         _compared(sets, "real", ("fid", "ms-ssim"), True, 0)
 
 
+def test_a_set_too_small_for_a_score_goes_without(capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+
+    def seen(number: int) -> Seen:
+        name = f"sub-{number}"
+        member = Member(Path(f"{name}_T1w.nii.gz"), name, "", "", Condition())
+        return Seen(member, 1.0, (20, 20, 20), np.eye(4), random.normal(size=4))
+
+    def metrics(sizes: dict[str, int], insisted: bool) -> dict[str, list[str]]:
+        sets = {name: [seen(number) for number in range(size)] for name, size in sizes.items()}
+        compared = _compared(sets, "real", ("fid", "kid"), insisted, 0)
+        return {name: [row.metric for row in one.rows] for name, one in compared.items() if name != "real"}
+
+    assert metrics({"few": 3, "one": 1, "made": 6, "real": 6}, True) == {
+        "few": ["fid"],
+        "one": [],
+        "made": ["fid", "kid"],
+    }
+    said = capsys.readouterr().err
+    assert "few: kid: left out" in said and "one: fid, kid: left out" in said
+    assert metrics({"few": 3, "real": 6}, False) == {"few": ["fid"]}
+    with pytest.raises(InputError, match="KID needs 4 images"):
+        metrics({"few": 3, "real": 6}, True)
+    with pytest.raises(InputError, match="FID needs 2 images"):
+        metrics({"one": 1, "real": 6}, False)
+
+
 def test_a_damaged_image_is_named_and_the_others_scored(
     cohort: Path, networks: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

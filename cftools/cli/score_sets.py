@@ -122,10 +122,11 @@ def _compared(
     Args:
         insisted: the metrics were named; else one that cannot be had is left out, as it always is of the real scans.
     """
-    from cftools.setscores import compare, grid_problem
+    from cftools.setscores import compare, grid_problem, too_few
 
     found = {}
     reference = seen[ref] if ref else []
+    several = len(seen) > (2 if ref else 1)
     with terminal.progress("comparing") as report:
         for name, images in seen.items():
             mine = [metric for metric in metrics if name != ref or metric in ("ms-ssim", "age", "sex")]
@@ -133,6 +134,10 @@ def _compared(
             if problem:
                 terminal.warning(f"{name}: ms_ssim is left out: {problem}")
                 mine.remove("ms-ssim")
+            few = too_few(mine, len(images), len(reference))
+            if few and (several or (not insisted and len(few) < len(mine))):
+                mine = [metric for metric in mine if metric not in few]
+                terminal.warning(f"{name}: {', '.join(few)}: left out, as there are too few images")
             try:
                 found[name] = compare(
                     name, images, [] if name == ref else reference, mine, seed, name == ref, report, threads

@@ -83,16 +83,9 @@ class Resampling(nn.Module):
         super().__init__()
         dimensions, self.factor = architecture.dimensions, architecture.factor
         along = _along_an_axis(self.factor // architecture.block, architecture.block)
-        orders = list(itertools.product(range(architecture.block), repeat=dimensions))
-        orders.sort(key=lambda ks: sum(k * k for k in ks))
-        kernels = []
-        for ks in orders:
-            kernel = along[ks[0]]
-            for k in ks[1:]:
-                kernel = kernel[..., None] * along[k]
-            kernels.append(kernel)
-        weight = torch.stack(kernels)[:, None]
-        gains = torch.tensor([1.0 + sum(k > 0 for k in ks) for ks in orders]).view(-1, *[1] * (dimensions + 1))
+        weight = _kernels(along, dimensions)
+        axes = [sum(k > 0 for k in ks) for ks in block_orders(architecture.block, dimensions)]
+        gains = torch.tensor([1.0 + n for n in axes]).view(-1, *[1] * (dimensions + 1))
         self.padding = (along.shape[1] - self.factor) // 2
         self.register_buffer("forth", weight * gains, persistent=False)
         self.register_buffer("back", weight / gains, persistent=False)
@@ -106,6 +99,28 @@ class Resampling(nn.Module):
         """(B, C, *sides) -> (B, 1, *sides * factor)."""
         transposed = functional.conv_transpose3d if z.ndim == 5 else functional.conv_transpose2d
         return transposed(z, self.back.to(z.dtype), stride=self.factor, padding=self.padding)
+
+
+def block_orders(block: int, dimensions: int = 3) -> list[tuple[int, ...]]:
+    """The order along each axis of each channel's cosine, channels as a shortcut has them."""
+    orders = itertools.product(range(block), repeat=dimensions)
+    return sorted(orders, key=lambda ks: sum(k * k for k in ks))
+
+
+def block_cosines(block: int, dimensions: int = 3) -> Tensor:
+    """A block's orthonormal cosines as kernels, (block^d, 1, block, ...): a shortcut's channels, each weighed alike."""
+    return _kernels(_along_an_axis(1, block), dimensions)
+
+
+def _kernels(along: Tensor, dimensions: int) -> Tensor:
+    """Products of the kernels along the axes, (block^d, 1, side, ...)."""
+    kernels = []
+    for ks in block_orders(len(along), dimensions):
+        kernel = along[ks[0]]
+        for k in ks[1:]:
+            kernel = kernel[..., None] * along[k]
+        kernels.append(kernel)
+    return torch.stack(kernels)[:, None]
 
 
 def _along_an_axis(ratio: int, block: int) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
+from cftools.diffusion.denoiser import Prediction
 from cftools.nets.standard import Standard
+from cftools.nets.templates import BLOCK, Templates
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class UNetArchitecture:
         dimensions: 2 or 3.
         timed: what is told goes beside the time into every block too, not by attention alone.
         centred: noise is mixed with latents less what is usual at a place, each channel by what it does to the image.
+        templates: images one of which a latent is taken for, moved, before anything else (`nets.templates`); 0 for
+            none. looks: width at each level of the network that says where. path, prediction: of the diffusion.
     """
 
     inputs: int
@@ -43,6 +48,10 @@ class UNetArchitecture:
     dimensions: int = 3
     timed: bool = False
     centred: bool = False
+    templates: int = 0
+    looks: tuple[int, ...] = ()
+    path: str = ""
+    prediction: Prediction = "v"
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.outputs, self.blocks) < 1:
@@ -60,6 +69,15 @@ class UNetArchitecture:
             raise ValueError(
                 f"atlas {self.atlas}, centred {self.centred}, sides {list(self.sides)}: both need the latent's sides"
             )
+
+        if (self.templates > 0) != (len(self.looks) > 1) or self.templates < 0:
+            raise ValueError(
+                f"templates {self.templates}, looks {list(self.looks)}: both, of two widths or more, or none"
+            )
+        if any(width % self.groups or width % self.heads for width in self.looks):
+            raise ValueError(f"looks {list(self.looks)}: multiples of groups {self.groups} and of heads {self.heads}")
+        if self.templates and not (self.centred and self.inputs == self.outputs == BLOCK**3 and self.dimensions == 3):
+            raise ValueError("templates: need centred, three dimensions and latents of eight channels, alone")
 
     @property
     def divisor(self) -> int:
@@ -110,22 +128,15 @@ class UNet(nn.Module):
             nn.Parameter(torch.zeros(1, architecture.atlas, *architecture.sides)) if architecture.atlas else None
         )
         self.standard = Standard(architecture.outputs, architecture.sides) if architecture.centred else None
-        timed = told and architecture.timed
-        self.body = DiffusionModelUNet(
-            spatial_dims=architecture.dimensions,
-            in_channels=architecture.inputs + architecture.atlas,
-            out_channels=architecture.outputs,
-            num_res_blocks=architecture.blocks,
-            channels=architecture.channels,
-            attention_levels=architecture.attention,
-            norm_num_groups=architecture.groups,
-            num_head_channels=[architecture.heads if attends else 0 for attends in architecture.attention],
-            with_conditioning=told,
-            cross_attention_dim=width if told else None,
-            num_class_embeds=1 if timed else None,
+        make = partial(_body, architecture)
+        self.templates = (
+            Templates(architecture.templates, architecture.sides, architecture.looks, architecture.path, make)
+            if architecture.templates
+            else None
         )
-        if timed:  # what MONAI adds to its embedding of the time; a class there, here all that is told
-            self.body.class_embedding = nn.Linear(width, width)  # type: ignore[assignment]
+        beside = architecture.atlas + (architecture.outputs if architecture.templates else 0)
+        sizes = architecture.inputs + beside, architecture.outputs, architecture.channels, architecture.attention
+        self.body = _body(architecture, *sizes)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
         """What is predicted of x_t.
@@ -138,8 +149,42 @@ class UNet(nn.Module):
             (B, outputs, *sides).
         """
         tokens = self.tokens(context) if self.tokens is not None else None
-        if self.atlas is not None:
-            x = torch.cat([x, self.atlas.expand(len(x), *self.atlas.shape[1:]).to(x.dtype)], dim=1)
         summed = tokens.sum(1) if tokens is not None and self.architecture.timed else None
-        said: Tensor = self.body(x, timesteps=time, context=tokens, class_labels=summed)
-        return said
+        seen, expected = [x], None
+        if self.templates is not None and self.standard is not None:
+            brought = self.templates(x, self.standard.centre / self.standard.spread, time, tokens, summed)
+            expected = self.templates.expected(self.architecture.prediction, x.float(), brought, time)
+            seen.append(brought.to(x.dtype))
+        if self.atlas is not None:
+            seen.append(self.atlas.expand(len(x), *self.atlas.shape[1:]).to(x.dtype))
+        said: Tensor = self.body(torch.cat(seen, dim=1), timesteps=time, context=tokens, class_labels=summed)
+        return said if expected is None else said + expected
+
+
+def _body(
+    architecture: UNetArchitecture,
+    inputs: int,
+    outputs: int,
+    channels: tuple[int, ...],
+    attention: tuple[bool, ...] | None = None,
+) -> DiffusionModelUNet:
+    """A network of those widths, told as the architecture says; by default its last level alone attends."""
+    told = architecture.variables > 0
+    width = 4 * architecture.channels[0]
+    attention = attention or (*[False] * (len(channels) - 1), True)
+    body = DiffusionModelUNet(
+        spatial_dims=architecture.dimensions,
+        in_channels=inputs,
+        out_channels=outputs,
+        num_res_blocks=architecture.blocks,
+        channels=channels,
+        attention_levels=attention,
+        norm_num_groups=architecture.groups,
+        num_head_channels=[architecture.heads if attends else 0 for attends in attention],
+        with_conditioning=told,
+        cross_attention_dim=width if told else None,
+        num_class_embeds=1 if told and architecture.timed else None,
+    )
+    if told and architecture.timed:  # MONAI adds it to its embedding of the time; a class there, here all that is told
+        body.class_embedding = nn.Linear(width, 4 * channels[0])  # type: ignore[assignment]
+    return body

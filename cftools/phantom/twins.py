@@ -33,6 +33,7 @@ from cftools.phantom.contrast import (
     render,
 )
 from cftools.phantom.deform import (
+    FIELD_SHAPE,
     TARGETS,
     Knobs,
     affine_displacement,
@@ -332,6 +333,17 @@ class Family:
         family = copy(self)
         family.members = [(anatomy.to(device), knobs.to(device)) for anatomy, knobs in self.members]
         return family
+
+    def bases(self) -> list[Subject]:
+        """Each anatomy as it is, under an even scanner without noise: what subjects are deformed from."""
+        still = torch.zeros(1, 3, *FIELD_SHAPE, device=self.members[0][0].tissues.device)
+        means = CONTRASTS["T1w"].means
+        even = Scanner(means, torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 3, 20, 24, 22), (0.0, 0.0, 0.0), 0.0, False, 0)
+        drawn = torch.zeros(len(TARGETS))
+        return [
+            Subject(anatomy, knobs, self.law, anatomy.sex or "F", drawn, still, still, even)
+            for anatomy, knobs in self.members
+        ]
 
     def draw(self, seed: int, index: int, sex: str | None = None) -> Subject:
         """Subject number `index`; the same whatever was drawn before, or in which process."""

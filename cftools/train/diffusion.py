@@ -154,6 +154,7 @@ class DiffusionObjective:
         decode: latents (B, C, *sides) to images (B, 1, X, Y, Z) where those are, for pictures and what a channel does;
             None draws none, and takes all channels to do the same.
         typical: latents (B, C, *sides) from which a network that takes them centred learns how.
+        unlike: so many latents, (count, C, *sides), for a network's templates to begin with.
     """
 
     architecture: UNetArchitecture
@@ -168,16 +169,19 @@ class DiffusionObjective:
     twin: float = 0.0
     decode: Callable[[Tensor], Tensor] | None = None
     typical: Callable[[], Tensor] | None = None
+    unlike: Callable[[int], Tensor] | None = None
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
         return UNet(self.architecture)
 
     def settle(self, network: nn.Module) -> None:
-        """What is usual among those that it will be trained on, if the network takes latents centred."""
-        standard = getattr(network, "standard", None)
+        """What is usual among those that it will be trained on, if the network takes latents centred; its templates."""
+        standard, templates = (getattr(network, name, None) for name in ("standard", "templates"))
         if standard is not None and self.typical is not None:
             standard.learn(self.typical().to(standard.centre.device), self.decode)
+        if templates is not None and self.unlike is not None:
+            templates.learn(self.unlike(len(templates.images)).to(standard.spread.device) / standard.spread)
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:
         return self.latents

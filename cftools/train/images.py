@@ -73,10 +73,15 @@ class Encoder:
             mean, std: (A, C, *sides); context: (A, V).
         """
         scans = people.scans(number)
-        with torch.inference_mode():
-            pairs = [self.space.encode(image[None].float()) for image in scans["image"]]
-            mean, std = (torch.cat(parts).cpu().clone() for parts in zip(*pairs, strict=True))
+        mean, std = self.encoded(scans["image"])
         return {"mean": mean, "std": std, "context": scans["context"]}
+
+    def encoded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std, (B, C, *sides) each, of images (B, 1, X, Y, Z), one after the other."""
+        with torch.inference_mode():
+            pairs = [self.space.encode(image[None].float()) for image in images]
+            mean, std = (torch.cat(parts).cpu().clone() for parts in zip(*pairs, strict=True))
+        return mean, std
 
 
 @cache

@@ -219,6 +219,9 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         raise PresetError(f"data.space: {recipe.data.get('space')} encode images on {known.grid.name}, not on {grid}")
     if len(recipe.network.arguments.get("channels", ())) > 1 + math.log2(space.divisor):
         raise PresetError(f"network.channels: this space's latents can be halved {math.log2(space.divisor):.0f} times")
+    templates = recipe.network.arguments.get("templates", 0)
+    if templates and not known.architecture_arguments.get("shortcut"):
+        raise PresetError("network.templates: only in a space with a shortcut, where a latent is blocks of an image")
     table = {**OBJECTIVES[recipe.objective].data, **recipe.data}
     if table["latents"] % table["together"] or table["together"] > table["ages"]:
         raise PresetError("data.latents must be a multiple of data.together, which is at most data.ages")
@@ -229,6 +232,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         outputs=space.channels,
         variables=len(conditions),
         sides=space.latent_shape[1:] if any(map(recipe.network.arguments.get, ("atlas", "centred"))) else (),
+        **({"path": table["path"], "prediction": table["prediction"]} if templates else {}),
     )
 
 
@@ -239,17 +243,10 @@ def _diffusion_objective(job: Job, architecture: Any) -> Any:
 
     encoder = Encoder.of(str(job.data["space"]))
     people = job.people(ages=int(job.data["ages"]))
-    latents = Latents(
-        partial(encoder.latents, people),
-        people,
-        job.seed,
-        int(job.data["latents"]),
-        int(job.data["together"]),
-        int(job.data["every"]),
-        job.store(
-            "latents", space=encoder.sha256, ages=job.data["ages"], conditions=job.conditions, real=job.record["real"]
-        ),
-    )
+    decisive = {"ages": job.data["ages"], "conditions": job.conditions, "real": job.record["real"]}
+    store = job.store("latents", space=encoder.sha256, **decisive)
+    sizes = (int(job.data[name]) for name in ("latents", "together", "every"))
+    latents = Latents(partial(encoder.latents, people), people, job.seed, *sizes, store)
     return DiffusionObjective(
         architecture,
         latents,
@@ -263,6 +260,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Any:
         job.losses["twin"],
         encoder.decode,
         latents.typical,
+        lambda count: encoder.encoded(people.unlike(count))[0],
     )
 
 
@@ -279,7 +277,7 @@ def _cycle_objective(job: Job, architecture: Any) -> Objective:
     told = [VARIABLES[name] for name in job.conditions]
     denoising = _diffusion_objective(job, architecture)
     if job.recipe.initial:  # it learns to come back, on the people of its ldm, who have been averaged
-        denoising = replace(denoising, typical=None)
+        denoising = replace(denoising, typical=None, unlike=None)
     return CycleObjective.of(denoising, job.losses, job.data, told)
 
 

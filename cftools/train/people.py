@@ -44,6 +44,9 @@ class People(Protocol):
     def pick(self, random: np.random.Generator, known: int) -> int:
         """One of the first `known`, as a mini-batch draws them."""
 
+    def unlike(self, count: int) -> Tensor:
+        """Scans of people as unlike one another as can be had without looking, (count, 1, X, Y, Z), half precision."""
+
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
@@ -82,6 +85,14 @@ class Simulated:
 
     def pick(self, random: np.random.Generator, known: int) -> int:
         return int(random.integers(known))
+
+    def unlike(self, count: int) -> Tensor:
+        """The anatomies as they are, and subjects where more are asked for."""
+        with torch.inference_mode():
+            own = [normalised(subject.at(subject.anatomy.age), "T1w") for subject in self.family.bases()[:count]]
+            own = [functional.avg_pool3d(image, self.pooled) if self.pooled > 1 else image for image in own]
+        more = [self.scans(number)["image"][:1] for number in range(count - len(own))]
+        return torch.cat([*(image.half().cpu().clone() for image in own), *more])
 
     def _made(self, number: int) -> Made:
         contrast = self.contrasts[int(np.random.default_rng([self.seed, 9, number]).integers(len(self.contrasts)))]
@@ -125,6 +136,13 @@ class Cohort:
         there = [numbers for numbers in decades.values() if numbers]
         numbers = there[int(random.integers(len(there)))]
         return numbers[int(random.integers(len(numbers)))]
+
+    def unlike(self, count: int) -> Tensor:
+        """Evenly through the cohort by age, from the first again where there are too few."""
+        ages = [one.condition.get("age") for one in self.portraits]
+        order = sorted(range(self.size), key=lambda n: (not isinstance(ages[n], float), ages[n] or 0.0, n))
+        some = [order[n * self.size // count] if count <= self.size else order[n % self.size] for n in range(count)]
+        return torch.stack([self.portraits[n].image.half() for n in some])
 
     @cached_property
     def _decades(self) -> dict[int | None, list[int]]:
