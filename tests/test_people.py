@@ -162,7 +162,7 @@ def test_a_recipe_says_whom_it_is_trained_on(tmp_path: Path) -> None:
         return job_of(recipe, ["sex"] if preset == "sex" else ["age", "sex"], anatomies, real, law, 0, tmp_path)
 
     def folder(one: Job) -> Path | None:
-        return one.people().store.folder  # type: ignore[attr-defined]
+        return one.people().store.folder  # type: ignore[union-attr]
 
     sexes = job("sex")
     assert sexes.family.registered and not sexes.family.varied

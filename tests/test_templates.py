@@ -21,6 +21,7 @@ from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
 from cftools.preset import load_preset
+from cftools.schema import FrozenMapping
 from cftools.train.diffusion import DiffusionObjective, Latents
 from cftools.train.kinds import OBJECTIVES
 from cftools.train.people import Cohort, Portrait, Simulated
@@ -110,12 +111,12 @@ def test_an_estimate_weighs_latent_and_template_by_their_noise() -> None:
     told = torch.tensor([PATH.network_time(t) for t in times])
     left = templates.left.detach().exp().view(8, 1, 1, 1)
     for prediction in ("v", "eps", "x0"):
-        said = templates.expected(prediction, x, brought, told).detach()  # type: ignore[arg-type]
+        said = templates.expected(prediction, x, brought, told).detach()
         for one, t in enumerate(times):
             alpha, sigma = PATH.at(t)
             precision = 1 / left + alpha**2 / sigma**2
             wanted = (brought[one] / left + alpha * x[one] / sigma**2) / precision
-            found = solved(prediction, said[one], x[one], alpha, sigma).x0  # type: ignore[arg-type]
+            found = solved(prediction, said[one], x[one], alpha, sigma).x0
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -194,6 +195,9 @@ def test_a_path_without_times_is_refused() -> None:
 
 def test_only_a_space_of_blocks_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_preset("ldm").recipe_for()
+    asked = {"channels": (32, 32, 32), "heads": 16, "templates": 26, "looks": (16, 32, 32)}
+    arguments = FrozenMapping({**recipe.network.arguments, **asked})
+    recipe = replace(recipe, network=replace(recipe.network, arguments=arguments))
     made = OBJECTIVES["diffusion"].architecture(recipe, ("age", "sex"))
     assert (made.templates, made.path, made.prediction) == (26, "scaled-linear", "v")
     known = weights.facts_of("ae-2mm")

@@ -180,7 +180,7 @@ class DiffusionObjective:
         standard, templates = (getattr(network, name, None) for name in ("standard", "templates"))
         if standard is not None and self.typical is not None:
             standard.learn(self.typical().to(standard.centre.device), self.decode)
-        if templates is not None and self.unlike is not None:
+        if standard is not None and templates is not None and self.unlike is not None:
             templates.learn(self.unlike(len(templates.images)).to(standard.spread.device) / standard.spread)
 
     def dataset(self) -> Dataset[dict[str, Tensor]]:

@@ -27,7 +27,7 @@ from cftools.recipe import Recipe
 from cftools.train.building import GRIDS, architecture_of, simulated_on
 from cftools.train.kind import BATCHES, CYCLE, IMAGES, LATENTS, RIVALS, SUBJECTS, Kind
 from cftools.train.loop import Objective
-from cftools.train.people import Cohort, People, Simulated
+from cftools.train.people import Cohort, Simulated
 from cftools.train.reader import AgedBrains, ReaderObjective
 from cftools.train.regressor import (
     CategoryObjective,
@@ -93,7 +93,7 @@ class Job:
         text = json.dumps([name, family, decisive], sort_keys=True, default=str)
         return Store(self.cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
-    def people(self, ages: int = 1, contrasts: Sequence[str] = ("T1w",)) -> People:
+    def people(self, ages: int = 1, contrasts: Sequence[str] = ("T1w",)) -> Simulated | Cohort:
         """Whom to train on: those of the cohort that was given as it is, else simulated subjects.
 
         Args:
@@ -245,8 +245,8 @@ def _diffusion_objective(job: Job, architecture: Any) -> Any:
     people = job.people(ages=int(job.data["ages"]))
     decisive = {"ages": job.data["ages"], "conditions": job.conditions, "real": job.record["real"]}
     store = job.store("latents", space=encoder.sha256, **decisive)
-    sizes = (int(job.data[name]) for name in ("latents", "together", "every"))
-    latents = Latents(partial(encoder.latents, people), people, job.seed, *sizes, store)
+    batch, together, every = (int(job.data[name]) for name in ("latents", "together", "every"))
+    latents = Latents(partial(encoder.latents, people), people, job.seed, batch, together, every, store)
     return DiffusionObjective(
         architecture,
         latents,

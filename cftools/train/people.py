@@ -44,9 +44,6 @@ class People(Protocol):
     def pick(self, random: np.random.Generator, known: int) -> int:
         """One of the first `known`, as a mini-batch draws them."""
 
-    def unlike(self, count: int) -> Tensor:
-        """Scans of people as unlike one another as can be had without looking, (count, 1, X, Y, Z), half precision."""
-
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
@@ -87,7 +84,7 @@ class Simulated:
         return int(random.integers(known))
 
     def unlike(self, count: int) -> Tensor:
-        """The anatomies as they are, and subjects where more are asked for."""
+        """Scans of people unlike one another, (count, 1, X, Y, Z): the anatomies as they are, then subjects."""
         with torch.inference_mode():
             own = [normalised(subject.at(subject.anatomy.age), "T1w") for subject in self.family.bases()[:count]]
             own = [functional.avg_pool3d(image, self.pooled) if self.pooled > 1 else image for image in own]
@@ -138,7 +135,7 @@ class Cohort:
         return numbers[int(random.integers(len(numbers)))]
 
     def unlike(self, count: int) -> Tensor:
-        """Evenly through the cohort by age, from the first again where there are too few."""
+        """As above: evenly through the cohort by age, from the first again where there are too few."""
         ages = [one.condition.get("age") for one in self.portraits]
         order = sorted(range(self.size), key=lambda n: (not isinstance(ages[n], float), ages[n] or 0.0, n))
         some = [order[n * self.size // count] if count <= self.size else order[n % self.size] for n in range(count)]
