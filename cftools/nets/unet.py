@@ -71,9 +71,7 @@ class UNetArchitecture:
             )
 
         if (self.templates > 0) != (len(self.looks) > 1) or self.templates < 0:
-            raise ValueError(
-                f"templates {self.templates}, looks {list(self.looks)}: both, of two widths or more, or none"
-            )
+            raise ValueError(f"templates {self.templates}, looks {list(self.looks)}: both, two widths or more, or none")
         if any(width % self.groups or width % self.heads for width in self.looks):
             raise ValueError(f"looks {list(self.looks)}: multiples of groups {self.groups} and of heads {self.heads}")
         if self.templates and not (self.centred and self.inputs == self.outputs == BLOCK**3 and self.dimensions == 3):
