@@ -190,7 +190,7 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], reason: s
 
 def test_a_path_without_times_is_refused() -> None:
     with pytest.raises(ValueError, match="rectified-flow"):
-        UNet(architecture(path="rectified-flow"))
+        architecture(path="rectified-flow")
 
 
 def test_only_a_space_of_blocks_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +200,10 @@ def test_only_a_space_of_blocks_can_have_them(monkeypatch: pytest.MonkeyPatch) -
     recipe = replace(recipe, network=replace(recipe.network, arguments=arguments))
     made = OBJECTIVES["diffusion"].architecture(recipe, ("age", "sex"))
     assert (made.templates, made.path, made.prediction) == (26, "scaled-linear", "v")
+    deep = FrozenMapping({**arguments, "looks": (16, 32, 32, 32)})
+    with pytest.raises(PresetError, match=r"network\.looks: this space's latents can be halved 2 times"):
+        deeper = replace(recipe, network=replace(recipe.network, arguments=deep))
+        OBJECTIVES["diffusion"].architecture(deeper, ("age", "sex"))
     known = weights.facts_of("ae-2mm")
     plain = {**known.architecture_arguments, "shortcut": False}
     monkeypatch.setattr(weights, "facts_of", lambda _name: replace(known, architecture_arguments=plain))

@@ -66,8 +66,7 @@ class Templates(nn.Module):
     def __init__(self, count: int, sides: tuple[int, ...], widths: tuple[int, ...], path: str, make: Make) -> None:
         super().__init__()
         known = make_path(path)
-        if known.times is None:
-            raise ValueError(f"templates: path {path} has no number of times")
+        assert known.times is not None, "as the architecture has it"
         log_alpha = [math.log(known.at((n + 1) / known.times)[0]) for n in range(known.times)]
         self.register_buffer("log_alpha", torch.tensor(log_alpha), persistent=False)
         self.register_buffer("cosines", block_cosines(BLOCK), persistent=False)

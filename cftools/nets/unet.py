@@ -11,6 +11,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from cftools.diffusion.denoiser import Prediction
+from cftools.diffusion.path import make_path
 from cftools.nets.standard import Standard
 from cftools.nets.templates import BLOCK, Templates
 
@@ -76,6 +77,8 @@ class UNetArchitecture:
             raise ValueError(f"looks {list(self.looks)}: multiples of groups {self.groups} and of heads {self.heads}")
         if self.templates and not (self.centred and self.inputs == self.outputs == BLOCK**3 and self.dimensions == 3):
             raise ValueError("templates: need centred, three dimensions and latents of eight channels, alone")
+        if self.templates and make_path(self.path).times is None:
+            raise ValueError(f"templates: path {self.path} has no number of times")
 
     @property
     def divisor(self) -> int:

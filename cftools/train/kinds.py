@@ -217,8 +217,11 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
     if known.grid.name != (grid := grid_of(recipe).name):
         raise PresetError(f"data.space: {recipe.data.get('space')} encode images on {known.grid.name}, not on {grid}")
-    if len(recipe.network.arguments.get("channels", ())) > 1 + math.log2(space.divisor):
-        raise PresetError(f"network.channels: this space's latents can be halved {math.log2(space.divisor):.0f} times")
+    for name in ("channels", "looks"):
+        if len(recipe.network.arguments.get(name, ())) > 1 + math.log2(space.divisor):
+            raise PresetError(
+                f"network.{name}: this space's latents can be halved {math.log2(space.divisor):.0f} times"
+            )
     templates = recipe.network.arguments.get("templates", 0)
     if templates and not known.architecture_arguments.get("shortcut"):
         raise PresetError("network.templates: only in a space with a shortcut, where a latent is blocks of an image")
@@ -274,11 +277,10 @@ def _cycle_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 def _cycle_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.cycle import CycleObjective
 
-    told = [VARIABLES[name] for name in job.conditions]
     denoising = _diffusion_objective(job, architecture)
     if job.recipe.initial:  # it learns to come back, on the people of its ldm, who have been averaged
         denoising = replace(denoising, typical=None, unlike=None)
-    return CycleObjective.of(denoising, job.losses, job.data, told)
+    return CycleObjective.of(denoising, job.losses, job.data, [VARIABLES[name] for name in job.conditions])
 
 
 def _apart(module: str, name: str) -> tuple[Callable[[Recipe, Sequence[str]], Any], Callable[[Job, Any], Objective]]:
