@@ -280,7 +280,7 @@ def test_a_latent_keeps_the_preset_with_its_flags(place: Path) -> None:
     """A preset of one's own goes through the pipe; the sidecar says what was used."""
     mine = Path("mine.toml")
     shipped = (presets_folder() / "ldm.toml").read_text()
-    mine.write_text(shipped.replace('name = "ldm"', 'name = "mine"').replace("guidance = 2.0", "guidance = 2.5"))
+    mine.write_text(shipped.replace('name = "ldm"', 'name = "mine"').replace("guidance = 1.5", "guidance = 2.5"))
     assert encode(["--preset", "mine.toml", "--from", "age=20,sex=F", "in.nii", "m.safetensors"]) == 0
     mine.unlink()
     single = ["--dtype", "float32"]

@@ -101,6 +101,20 @@ def test_a_noisy_latent_is_taken_for_the_template_that_it_shows(t: float) -> Non
             torch.testing.assert_close(brought, clean, rtol=1e-3, atol=1e-3)
 
 
+def test_what_is_left_begins_as_a_share_of_what_tells_templates_apart() -> None:
+    """Where they are all alike next to nothing is; more of a channel that shows detail than of the coarse one."""
+    templates = with_pictures().templates
+    assert templates is not None
+    latents = torch.zeros(3, 8, *SIDES)
+    latents[:, :, 2:6, 2:6, 2:6] = torch.randn((3, 8, 1, 1, 1), generator=torch.Generator().manual_seed(1))
+    templates.learn(latents)
+    left = templates.left.detach().exp()[0]
+    apart = latents[:, :, 4, 4, 4].var(0, correction=0)
+    share = left[:, 4, 4, 4] / apart
+    assert ((share[1:] > share[0]) & (share[1:] < 1)).all() and share[7] == share.max()
+    assert float(left[:, 7, 7, 7].max()) < 0.01 * float(left[:, 4, 4, 4].mean())
+
+
 def test_an_estimate_weighs_latent_and_template_by_their_noise() -> None:
     """The mean of x_0 given x_t, where x_0 is the template and a remainder of known variance: N(brought, left)."""
     templates = with_pictures().templates
@@ -109,7 +123,7 @@ def test_an_estimate_weighs_latent_and_template_by_their_noise() -> None:
     brought, x = (torch.randn((2, 8, *SIDES), generator=draw) for _ in range(2))
     times = [0.2, 0.9]
     told = torch.tensor([PATH.network_time(t) for t in times])
-    left = templates.left.detach().exp().view(8, 1, 1, 1)
+    left = templates.left.detach().exp()[0]
     for prediction in ("v", "eps", "x0"):
         said = templates.expected(prediction, x, brought, told).detach()
         for one, t in enumerate(times):
@@ -195,12 +209,9 @@ def test_a_path_without_times_is_refused() -> None:
 
 def test_only_a_space_of_blocks_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_preset("ldm").recipe_for()
-    asked = {"channels": (32, 32, 32), "heads": 16, "templates": 26, "looks": (16, 32, 32)}
-    arguments = FrozenMapping({**recipe.network.arguments, **asked})
-    recipe = replace(recipe, network=replace(recipe.network, arguments=arguments))
     made = OBJECTIVES["diffusion"].architecture(recipe, ("age", "sex"))
     assert (made.templates, made.path, made.prediction) == (26, "scaled-linear", "v")
-    deep = FrozenMapping({**arguments, "looks": (16, 32, 32, 32)})
+    deep = FrozenMapping({**recipe.network.arguments, "looks": (16, 32, 32, 32)})
     with pytest.raises(PresetError, match=r"network\.looks: this space's latents can be halved 2 times"):
         deeper = replace(recipe, network=replace(recipe.network, arguments=deep))
         OBJECTIVES["diffusion"].architecture(deeper, ("age", "sex"))

@@ -22,12 +22,12 @@ class Standard(nn.Module):
     """
 
     centre: Tensor
-    spread: Tensor  # of every place, as weights of 2026-11-26 and before have it; `learn` gives a channel one
+    spread: Tensor
 
     def __init__(self, channels: int, sides: tuple[int, ...]) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(1, channels, *sides))
-        self.register_buffer("spread", torch.ones(1, channels, *sides))
+        self.register_buffer("spread", torch.ones(1, channels, *[1] * len(sides)))
 
     def learn(self, latents: Tensor, decode: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take centre and spread from latents (B, C, *sides) such as will be trained on.
@@ -44,7 +44,7 @@ class Standard(nn.Module):
         by_channel = gain.view(1, -1, *[1] * (latents.ndim - 2))
         size = (deviation * gain).square().mean().sqrt()
         self.centre.copy_(centre)
-        self.spread.copy_((size / by_channel).expand_as(self.spread))
+        self.spread.copy_(size / by_channel)
 
     def of(self, latents: Tensor) -> Tensor:
         """Latents (B, C, *sides) as the network takes them."""

@@ -22,17 +22,18 @@ from cftools.nets.autoencoder import block_cosines, block_orders
 
 #: Voxels of the templates along the side of a latent's: its eight channels are the cosines of 2 x 2 x 2 of them.
 BLOCK = 2
-#: Looks at a latent by halves of its resolution, before the last at its own.
-LOOKS = 2
+#: Looks at a latent by halves of its resolution, and then at its own.
+LOOKS = 2, 2
 #: What an image and its slopes say, and where: force and information along each axis, what is left, the image, slopes.
 SEEN = 3 + 3 + 1 + 1 + 3 + 3
 #: Moves, millimetres along each axis, and the logarithm of a brightness.
 SAID = 4
-#: Variance of a latent about its template before training, by how many axes a channel varies along; of one voxel.
-LEFT = (1.0, 0.4, 0.1, 0.03)
-MISFIT = 0.3
+#: Variance of a latent about its template before training: of that between templates, by how many axes a channel
+#: varies along, and at least so much; of one voxel.
+LEFT, LEAST = (0.07, 0.2, 0.35, 0.5), 1e-3
+MISFIT = 0.5
 #: Of the likelihood of a template before training: a misplaced fold speaks against it more often than it is wrong.
-BELIEF = 0.05
+BELIEF = 0.07
 #: Voxels over which a force is felt, and the information in them at which half of it is believed.
 VOXELS, ENOUGH = 64, 8.0
 #: What a network's 1 is: millimetres, and the logarithm of a brightness.
@@ -45,8 +46,8 @@ Make = Callable[[int, int, tuple[int, ...]], nn.Module]
 class Templates(nn.Module):
     """What a noisy latent shows, by one of a few images.
 
-    Which of them is weighed by its likelihood; where it lies and how bright it is is looked at three times, twice by
-    halves of the latent's resolution and once at its own. At each look a network sees what pulls the image so far
+    Which of them is weighed by its likelihood; where it lies and how bright it is is looked at four times, twice by
+    halves of the latent's resolution and twice at its own. At each look a network sees what pulls the image so far
     towards the latent, as demons do (Thirion 1998): slopes of the image times what is left, over the information in
     them.
 
@@ -74,14 +75,18 @@ class Templates(nn.Module):
         self.prior = nn.Parameter(torch.zeros(count))
         self.belief = nn.Parameter(torch.tensor(math.log(BELIEF)))
         self.misfit = nn.Parameter(torch.tensor(math.log(MISFIT)))
-        self.left = nn.Parameter(torch.tensor([math.log(LEFT[sum(ks)]) for ks in block_orders(BLOCK)]))
+        self.left = nn.Parameter(torch.zeros(1, BLOCK**3, *sides))
         self.coarse = make(SEEN, SAID, widths[:-1])
         self.fine = make(SEEN, SAID, widths)
 
     def learn(self, latents: Tensor) -> None:
         """Begin with those of latents (count, 8, *sides) in units of the image, from which nothing was taken off."""
+        share = latents.new_tensor([LEFT[sum(ks)] for ks in block_orders(BLOCK)]).view(1, -1, 1, 1, 1)
+        apart = latents.var(0, correction=0, keepdim=True)
+        around = functional.avg_pool3d(apart, 3, stride=1, padding=1)
         with torch.no_grad():
             self.images.copy_(self.image(latents)[:, 0])
+            self.left.copy_((share * around).clamp_min(LEAST).log())
 
     def image(self, latents: Tensor) -> Tensor:
         """(B, 8, *sides) -> (B, 1, *2 sides)."""
@@ -112,10 +117,11 @@ class Templates(nn.Module):
             alpha, sigma = self.levels(time)
             noisy = self.image(x.float() + alpha * centre)
             weight = alpha / (sigma**2 + alpha**2 * self.misfit.exp())  # of what is left, over its variance
-            halves = tuple(side // 2 for side in x.shape[2:])
+            sides = tuple(x.shape[2:])
+            halves = tuple(side // 2 for side in sides)
             moved = noisy.new_zeros(len(x), SAID, *halves)
             units = moved.new_tensor(UNITS).view(1, -1, 1, 1, 1)
-            for network, shape in (*[(self.coarse, halves)] * LOOKS, (self.fine, tuple(x.shape[2:]))):
+            for network, shape in (*[(self.coarse, halves)] * LOOKS[0], *[(self.fine, sides)] * LOOKS[1]):
                 image = self._image(noisy, moved, alpha, weight)
                 seen = _seen(noisy - alpha * image, image, alpha, weight, shape)
                 with as_asked:
@@ -126,7 +132,7 @@ class Templates(nn.Module):
     def expected(self, prediction: Prediction, x: Tensor, brought: Tensor, time: Tensor) -> Tensor:
         """What to predict if all that a latent has beside its template were noise of the variance that is left."""
         alpha, sigma = self.levels(time)
-        left = self.left.exp().view(1, -1, 1, 1, 1)
+        left = self.left.exp()
         kept = alpha * left / (alpha**2 * left + sigma**2)
         x0 = brought + kept * (x - alpha * brought)
         return target(prediction, x0, (x - alpha * x0) / sigma, alpha, sigma)
