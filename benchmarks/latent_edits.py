@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--carry", nargs="+", default=["replace", "residual", "warp"])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 1.5])
     parser.add_argument("--start", nargs="+", type=float, default=[1.0])
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("-n", type=int, default=0, help="subjects; 0 for all")
     options = parser.parse_args()
     torch.set_grad_enabled(False)

@@ -112,6 +112,7 @@ def test_what_is_left_begins_as_a_share_of_what_tells_templates_apart() -> None:
     apart = latents[:, :, 4, 4, 4].var(0, correction=0)
     share = left[:, 4, 4, 4] / apart
     assert ((share[1:] > share[0]) & (share[1:] < 1)).all() and share[7] == share.max()
+    assert templates.left.isfinite().all(), "never nothing"
     assert float(left[:, 7, 7, 7].max()) < 0.01 * float(left[:, 4, 4, 4].mean())
 
 
