@@ -175,7 +175,6 @@ def test_command_trains_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
 SMALL_SPACE = [
     "training.steps=2",
     "network.channels=[8,8]",
-    "network.latent_channels=1",
     "data.cohort=1",
     "data.patch=16",
 ]
@@ -230,6 +229,7 @@ def test_what_the_denoisers_recipe_leaves_can_be_used(small_space: Path, tmp_pat
     from cftools.preset import load_preset
 
     settings = ["training.steps=2", "network.channels=[8,8]", "network.attention=[false,true]", "network.heads=8"]
+    settings += ["network.templates=2", "network.looks=[8,8]"]
     settings += ["data.cohort=1", "data.ages=2", "data.latents=2", f'data.space="{small_space}"']
     words = [word for setting in settings for word in ("--set", setting)]
     words += ["--workers", "0", "--device", "cpu", "--cache", str(tmp_path / "cache")]
