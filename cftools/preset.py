@@ -36,7 +36,7 @@ DETERMINISTIC = ("ddim", "euler", "heun", "fireflow", "dpm++2m", "bdia")
 #: Those of them that can be run backwards and then come back the same way.
 INVERTIBLE = ("ddim", "euler", "heun", "fireflow", "bdia")
 #: What of a sampling can differ where new scans are made.
-PRIOR = ("solver", "steps", "noise", "guidance")
+PRIOR = ("solver", "steps", "noise", "guidance", "end_time")
 #: No preset is longer than this; a file that is was named by mistake.
 LARGEST_FILE = 1 << 20
 
@@ -60,6 +60,8 @@ class DiffusionSampling:
             scan noised to start_time; the scan inverted up to it; the end of its recorded chain.
         start_time: how far up, in (0, 1]; 1 is all noise.
         solver, steps: how to come down, in how many moves from start_time.
+        end_time: where, coming from the prior, the last move begins and goes all the way to the estimate of the clean
+            image: finer detail, which so much noise still hides, is left out. 0: as evenly as the others.
         noise: what the loop adds std times: zero, fresh draws, the recorded tape, or the partner's codes.
         guidance: classifier-free scale; 1 is the plain conditional. Inversions always run at 1.
         constraint: paste the known voxels, or repaint (noise them to each time, and go up and down again).
@@ -79,6 +81,7 @@ class DiffusionSampling:
     steps: int
     noise: Literal["zero", "fresh", "tape", "paired"]
     start_time: float = 1.0
+    end_time: float = 0.0
     guidance: float = 1.0
     constraint: Literal["none", "paste", "repaint"] = "none"
     dilation: int = 0
@@ -99,6 +102,9 @@ class DiffusionSampling:
         require(0 <= self.window_overlap < 1, "window_overlap must be 0 or more and below 1")
         whole_way = self.start_time == 1
         require(whole_way or self.start != "prior", "start_time does not go with start prior")
+        require(0 <= self.end_time < 1, "end_time must be 0 or more and below 1")
+        require(self.steps > 1 or not self.end_time, "end_time needs two steps or more")
+        require(self.start == "prior" or not self.end_time, f"end_time does not go with start {self.start}")
         deterministic = self.solver in DETERMINISTIC
         fits = (self.noise == "zero") == deterministic
         require(fits, f"solver {self.solver} does not go with noise {self.noise}")

@@ -127,7 +127,7 @@ class Sampler:
     @property
     def times(self) -> tuple[float, ...]:
         """From the start down to 0."""
-        return moves.times(self.path, self.sampling.steps, self.sampling.start_time)
+        return moves.times(self.path, self.sampling.steps, self.sampling.start_time, end=self.sampling.end_time)
 
     @property
     def way(self) -> tuple[float, str, str, str, int]:

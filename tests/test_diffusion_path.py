@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 from cftools.diffusion import moves
 from cftools.diffusion.denoiser import Clipped, Estimate, Inputs, NetworkDenoiser, Prediction, bind, convert, target
 from cftools.diffusion.guidance import Guided
+from cftools.diffusion.integrate import integrate
+from cftools.diffusion.noise import Draws, fresh
 from cftools.diffusion.path import (
     Path,
     RectifiedFlow,
@@ -23,6 +26,7 @@ from cftools.diffusion.path import (
     posterior,
     transition,
 )
+from cftools.diffusion.solver import Ddpm
 from cftools.diffusion.windows import Windows
 from cftools.errors import PathError
 
@@ -155,6 +159,36 @@ def test_schedules_can_begin_part_of_the_way_up() -> None:
     for steps, start in ((201, 0.2), (0, 1.0), (5, 0.0), (5, 1.1)):
         with pytest.raises(PathError):
             moves.times(LINEAR, steps, start)
+
+
+@pytest.mark.parametrize("spacing", get_args(moves.Spacing))
+def test_schedules_can_end_before_all_noise_is_gone(spacing: moves.Spacing) -> None:
+    assert [round(t * T) for t in moves.times(LINEAR, 6, spacing=spacing, end=0.5)] == [
+        1000,
+        900,
+        800,
+        700,
+        600,
+        500,
+        0,
+    ]
+    assert moves.times(RectifiedFlow(), 3, 0.8, spacing, 0.4) == pytest.approx((0.8, 0.6, 0.4, 0.0))
+    assert moves.times(LINEAR, 2, 0.002, spacing, 0.001) == (0.002, 0.001, 0.0)
+    for steps, end in ((1, 0.5), (502, 0.5), (4, 1.0), (4, -0.1)):
+        with pytest.raises(PathError):
+            moves.times(LINEAR, steps, spacing=spacing, end=end)
+
+
+def test_a_run_that_ends_early_ends_on_the_estimate_of_its_last_move() -> None:
+    asked: list[float] = []
+
+    def denoise(x: Tensor, t: float) -> Estimate:
+        asked.append(t)
+        return Estimate(torch.full_like(x, t), torch.zeros_like(x))
+
+    schedule = moves.down(moves.times(LINEAR, 3, end=0.5))
+    end, _ = integrate(Ddpm(), denoise, LINEAR, torch.ones(1, 1, 4), schedule, fresh, Draws(0, (0,)))
+    assert asked == [1.0, 0.75, 0.5] and torch.equal(end, torch.full((1, 1, 4), 0.5))
 
 
 def test_inverting_goes_the_same_way_back() -> None:

@@ -478,6 +478,15 @@ def test_latents_of_others_are_refused() -> None:
         elsewhere.invert(latent)
 
 
+def test_new_samples_end_where_the_prior_says() -> None:
+    chosen, walked = model("prior"), []
+    early = replace(chosen, preset=chosen.preset.override(steps=6, end_time=0.5))
+    early.synthesise(
+        [Target(Condition({"age": 20.0, "sex": "F"}))], seed=1, sample=0, record=lambda m, x: walked.append(m)
+    )
+    assert [round(move.t, 3) for move in walked] == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5] and walked[-1].s == 0
+
+
 def test_new_samples_share_their_noise_whatever_the_condition() -> None:
     chosen = model("prior")
     young, old = (Target(Condition({"age": age, "sex": "F"})) for age in (20.0, 80.0))

@@ -164,6 +164,9 @@ def test_what_is_no_preset_at_all(tmp_path: Path, text: str | bytes) -> None:
         ({"start": "prior", "start_time": 0.5}, "start_time"),
         ({"start_time": 0.0}, "start_time"),
         ({"start": "prior"}, "inversion"),
+        ({"end_time": 0.5}, "end_time does not go with start inverted"),
+        ({"start": "prior", "end_time": 1.0}, "end_time must be"),
+        ({"start": "prior", "end_time": 0.5, "steps": 1}, "end_time needs two steps"),
         ({"dilation": 3}, "repaint"),
         ({"resample": 3}, "repaint"),
         ({"window_overlap": 1.0}, "window_overlap"),
@@ -216,11 +219,13 @@ def test_new_scans_are_made_as_the_prior_says(tmp_path: Path) -> None:
     )
     path = tmp_path / "mine.toml"
     text = (FIXTURES / "ldm.toml").read_text()
-    path.write_text(text.replace("[[recipe]]", '[prior]\nsolver = "ddpm"\nnoise = "fresh"\nsteps = 7\n\n[[recipe]]', 1))
+    prior = '[prior]\nsolver = "ddpm"\nnoise = "fresh"\nsteps = 7\nend_time = 0.5\n\n'
+    path.write_text(text.replace("[[recipe]]", prior + "[[recipe]]", 1))
     mine = read_preset(path)
     other = mine.without_scan().override(steps=9).sampling
     assert isinstance(other, DiffusionSampling)
     assert (other.start, other.solver, other.noise, other.steps) == ("prior", "ddpm", "fresh", 9)
+    assert other.end_time == 0.5
     assert mine.with_weights("age-ldm-2mm").sampling == ldm.sampling, "edits are made as before"
     assert mine.with_weights("age-ldm-2mm").without_scan().sampling.steps == 7  # type: ignore[union-attr]
     assert mine.without_scan().without_scan() == mine.without_scan()
@@ -283,7 +288,7 @@ def test_a_frozen_mapping_is_one() -> None:
 def test_a_plan_to_make_scans_follows_the_prior_and_flags_beat_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     text = (presets_folder() / "ldm.toml").read_text()
-    path.write_text(text.replace("[prior]\nsteps = 30", "[prior]\nsteps = 7"))
+    path.write_text(text.replace("[prior]\nsteps = 22", "[prior]\nsteps = 7"))
     mine = read_preset(path)
     own = plan(mine, [], Condition(), task="synth").preset.sampling
     assert isinstance(own, DiffusionSampling)

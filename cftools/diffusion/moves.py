@@ -33,7 +33,9 @@ class Move:
     index: int
 
 
-def times(path: Path, steps: int, start: float = 1.0, spacing: Spacing = "trailing") -> tuple[float, ...]:
+def times(
+    path: Path, steps: int, start: float = 1.0, spacing: Spacing = "trailing", end: float = 0.0
+) -> tuple[float, ...]:
     """Times from start down to 0, steps + 1 of them.
 
     Where training times are discrete the schedule keeps to them, n / T from n_0 = round(start T) down; K is steps:
@@ -44,19 +46,29 @@ def times(path: Path, steps: int, start: float = 1.0, spacing: Spacing = "traili
 
     On a continuous path all three are start (1 - k / K).
 
+    Args:
+        end: if not 0, where the last move begins, whatever the spacing: the others are even down to it, and from there
+            the estimate of x_0 is the result, without detail that such noise still hides.
     Raises:
-        PathError: start is not in (0, 1], or there are fewer training times up to it than steps.
+        PathError: start is not in (0, 1], end not in [0, start), or there are fewer training times between them than
+            steps.
     """
     if not 0 < start <= 1:
         raise PathError(f"start time {start:g} must be above 0 and at most 1")
-    if steps < 1:
-        raise PathError("steps must be 1 or more")
+    if not 0 <= end < start:
+        raise PathError(f"end time {end:g} must be 0 or more and below the start's, {start:g}")
+    if steps < (2 if end else 1):
+        raise PathError("steps must be 1 or more, and 2 or more with an end time")
     if path.times is None:
-        return tuple(float(start * (1 - k / steps)) for k in range(steps + 1))
-    top = round(start * path.times)
-    if top < steps:
-        raise PathError(f"{steps} steps from time {start:g} are more than its {top} training times")
-    if spacing == "trailing":
+        even = np.linspace(start, end, steps) if end else start * (1 - np.arange(steps) / steps)
+        return (*(float(t) for t in even), 0.0)
+    top, bottom = round(start * path.times), max(round(end * path.times), 1)
+    if top - bottom + 1 < steps:
+        between = f"from time {start:g}" + (f" to {end:g}" if end else "")
+        raise PathError(f"{steps} steps {between} are more than its {top - bottom + 1} training times")
+    if end:
+        counts = np.round(np.linspace(top, bottom, steps))
+    elif spacing == "trailing":
         counts = np.round(np.arange(steps, 0, -1) * (top / steps))
     elif spacing == "leading":
         counts = 1 + np.arange(steps - 1, -1, -1) * (top // steps)
