@@ -59,7 +59,7 @@ def pull(time: float, losses: dict[str, float], way: Cycle) -> float:
     alpha, sigma = PATH.at(time)
     none: Any = None
     plain = AtOneTime(none, none, PATH, "eps", 0.0, 0, {"time": time}, none)
-    objective = CycleObjective(plain, way, losses["cycle"], losses["counterfactual"], (0,))
+    objective = CycleObjective(plain, way, losses["cycle"], losses["counterfactual"], (0,), ((-1.0, 1.0),))
     network = Line(alpha, sigma)
     optimiser = torch.optim.Adam(network.parameters(), lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)

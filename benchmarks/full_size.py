@@ -42,7 +42,7 @@ from cftools.preset import list_presets, load_preset
 from cftools.recipe import Recipe
 from cftools.train.autoencoder import AutoencoderObjective
 from cftools.train.cycle import CycleObjective
-from cftools.train.diffusion import DiffusionObjective, Draw, levels
+from cftools.train.diffusion import DiffusionObjective
 from cftools.train.kinds import OBJECTIVES, TOLD, VARIABLES, grid_of
 from cftools.train.loop import Objective
 
@@ -63,16 +63,6 @@ class Built:
     objective: Objective
     item: dict[str, tuple[int, ...]]
     forward: Callable[[nn.Module, dict[str, Tensor]], Any]
-
-
-class Halfway(DiffusionObjective):
-    """Denoises at the middle of the path: what is counted has shapes and no values, so that no time can be drawn."""
-
-    def drawn(self, network: nn.Module, item: dict[str, Tensor]) -> Draw:
-        clean, context = item["latent"].flatten(0, 1), item["context"].flatten(0, 1)
-        times = torch.tensor([0.5])
-        eps, withheld = torch.randn_like(clean), torch.zeros_like(context, dtype=torch.bool)
-        return Draw(clean, context, eps, times, levels(self.path, times, clean), withheld, 1)
 
 
 class Living(TorchDispatchMode):
@@ -150,10 +140,14 @@ def denoiser(recipe: Recipe, cycle: bool = False) -> Built:
         told["sides"] = space.latent_shape[1:]
     architecture = UNetArchitecture(**arguments(recipe), **told)
     none: Any = None
-    plain = Halfway(
+    plain = DiffusionObjective(
         architecture, none, make_path(data["path"]), data["prediction"], 0.0, 0, {}, space, "", losses["twin"]
     )
-    objective = CycleObjective.of(plain, losses, data, [VARIABLES[name] for name in TOLD]) if cycle else plain
+    objective = (
+        CycleObjective.of(plain, losses, data, [VARIABLES[name] for name in TOLD], ((-1.0, 1.0),) * len(TOLD))
+        if cycle
+        else plain
+    )
 
     def forward(network: nn.Module, item: dict[str, Tensor]) -> Tensor:
         x = item["latent"][0]

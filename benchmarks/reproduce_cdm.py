@@ -101,10 +101,24 @@ class Setup:
         own = self.runs / name / "weights.safetensors" if self.runs else None
         return str(own) if own and own.exists() else name
 
+    def names(self) -> list[str]:
+        """Of all weights, as presets know them."""
+        return sorted({name for one in {*MAKE, *EDIT} for some in load_preset(one).weights.values() for name in some})
+
     def digests(self) -> dict[str, str]:
         """sha256 of all weights, by name."""
-        names = {name for preset in {*MAKE, *EDIT} for one in self.preset(preset).weights.values() for name in one}
-        return {name: digest(name) for name in sorted(names) if installed(name)}
+        names = {name: self.named(name) for name in self.names()}
+        return {name: digest(own) for name, own in names.items() if installed(own)}
+
+    def say(self) -> None:
+        """Whose weights are taken, where there are some of one's own; without any of them it ends."""
+        if self.runs is None:
+            return
+        own = {name: self.named(name) for name in self.names()}
+        if not any(name != taken for name, taken in own.items()):
+            sys.exit(f"{self.runs}: holds none of {', '.join(f'{name}/weights.safetensors' for name in own)}")
+        for name, taken in own.items():
+            print(f"{name}: {taken if taken != name else 'as bundled'}", flush=True)
 
     def samplings(self) -> dict[str, dict[str, Any]]:
         """How each preset makes and edits scans."""
@@ -215,11 +229,11 @@ def possible(age: float) -> list[str]:
 
 
 def command(*words: object, fine: Sequence[int] = (0,)) -> None:
-    """Run one of the commands beside this interpreter; stop if it ends otherwise than is fine."""
+    """Run one of the commands beside this interpreter; end if it ends otherwise than is fine."""
     name, *rest = map(str, words)
     done = subprocess.run([Path(sys.executable).parent / name, *rest])
     if done.returncode not in fine:
-        done.check_returncode()
+        sys.exit(f"{name} ended with {done.returncode}: {' '.join(map(str, words))}")
 
 
 def phantom(folder: Path, count: int, seed: int, changes: Sequence[str], *options: object) -> None:
@@ -289,7 +303,7 @@ def edit_all(
         jobs = [
             partial(
                 once,
-                options.work / "seconds" / f"{out.name}-{name}-{scan.subject}",
+                options.work / "seconds" / f"{out.name}-{name}-{stem(scan)}",
                 partial(edited, setup, name, scan, changes(scan.age), ways),
             )
             for scan in scans
@@ -297,6 +311,24 @@ def edit_all(
         ]
         seconds[name] = all_of(jobs, options.processes, f"{out.name}: {name}")
     return seconds
+
+
+def stem(scan: Scan) -> str:
+    """The scan's own name: of a subject there may be several."""
+    return scan.path.name.partition(".")[0]
+
+
+def linked(cohort: Path, scans: Sequence[Scan], out: Path) -> Path:
+    """A BIDS folder of some scans of a cohort alone, by links to them."""
+    shutil.rmtree(out, ignore_errors=True)
+    tables = [path for name in ("participants.tsv", "participants.json") if (path := cohort / name).exists()]
+    images = [scan.path.absolute() for scan in scans]
+    sidecars = [path for image in images if (path := image.parent / f"{image.name.partition('.')[0]}.json").exists()]
+    for path in (*(table.absolute() for table in tables), *images, *sidecars):
+        link = out / path.relative_to(cohort.absolute())
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    return out
 
 
 def rows_of(
@@ -329,10 +361,12 @@ def truth_rows(work: Path, cohort: Path, edits: Path, world: str) -> Iterator[di
     """Edits against the truth, for every preset and way home in a folder."""
     for folder in sorted(one for one in edits.iterdir() if one.is_dir()):
         found = score(work / f"truth-{world}-{folder.name}.json", "--truth", cohort, folder)
+        name, warped = folder.name.removesuffix("-warp"), folder.name.endswith("-warp")
         for one in found["rows"]:
             if one["metric"] in ("truth_ratio", "outside_error", "psnr_db"):
-                row = {key: one[key] for key in ("setting", "metric", "ours", "low", "high")}
-                yield {"table": f"truth, {world}", "method": folder.name, **row, "paper": None}
+                row = {key: one[key] for key in ("metric", "ours", "low", "high")}
+                setting = f"{one['setting']}, by warp" if warped else one["setting"]
+                yield {"table": f"truth, {world}", "method": name, "setting": setting, **row, "paper": None}
 
 
 def arguments() -> argparse.Namespace:
@@ -367,6 +401,7 @@ def main() -> None:
     work: Path = options.work
     setup = Setup(options.runs, options.steps, options.seed, options.device)
     decisive = {name: str(getattr(options, name)) for name in ("cohort", "n", "scans", "elsewhere", "steps", "seed")}
+    setup.say()
     settle(work, {**decisive, "weights": setup.digests(), "presets": setup.samplings()})
     cohort = options.cohort or work / "real"
     if options.cohort is None:
@@ -390,7 +425,8 @@ def main() -> None:
     known = [name for name, weights in found_by.items() if installed(weights)]
     readers = [f"--reader={name}={weights if name in known else ''}" for name, weights in found_by.items()]
     metrics = ",".join(["fid", "kid", "ms-ssim", *known])
-    scoring = ["--ref", cohort, "--features", options.features, *readers, "--metric", metrics]
+    reference = cohort if options.cohort is None else linked(cohort, people, work / "real")
+    scoring = ["--ref", reference, "--features", options.features, *readers, "--metric", metrics]
     made_by = (work / "made" / name for name in MAKE)
     found = score(work / "made.json", *made_by, *scoring, plots=work / "plots-made")
     rows += rows_of(found, "1, direct", partial(paper_1, False))
@@ -462,12 +498,12 @@ def pictures(out: Path, work: Path, cohort: Path, scans: Sequence[Scan]) -> None
     shutil.copy(work / "plots-edits" / "ages.png", out / "cdm-ages-edits.png")
     old = min((scan for scan in scans if scan.age is not None), key=lambda scan: abs(scan.age - 79))  # type: ignore[operator]
     changes = [change for change in possible(old.age or 0) if change in ("-60", "-30", "-10", "+10")]
-    names = [f"desc-age{'Minus' if change[0] == '-' else 'Plus'}{change[1:]}" for change in changes]
+    names = [described(old.path, entity(changed)) for changed in parse_sweep(changes, ())]
     labels = [word for change in changes for word in ("--label", f"{change} years")]
     truth = cohort / "derivatives" / "truth"
     for name, folder in {"truth": truth, **{name: work / "edits" / name for name in DRAWN}}.items():
         anat = folder / old.subject / "anat"
-        images = [anat / f"{old.subject}_{each}_T1w.nii.gz" for each in names]
+        images = [anat / name for name in names]
         if all(image.exists() for image in images):
             title = ["--label", f"{old.age:.0f} years"]
             command(

@@ -408,9 +408,9 @@ def truths(name: str) -> str:
     worlds = []
     for row in reproduction(name):
         world = row["table"].removeprefix("truth, ")
-        if world != row["table"] and row["setting"] == "overall" and row["metric"] == "truth_ratio":
+        if world != row["table"] and row["setting"].startswith("overall") and row["metric"] == "truth_ratio":
             worlds += [world] * (world not in worlds)
-            found.setdefault(row["method"], {})[world] = row
+            found.setdefault(row["method"] + row["setting"].removeprefix("overall"), {})[world] = row
     lines = [("", *worlds)]
     lines += [(method, *(with_paper(cells.get(world), 2) for world in worlds)) for method, cells in found.items()]
     return rows(*lines)

@@ -25,6 +25,7 @@ from cftools.diffusion.path import Path, describe, make_path
 from cftools.diffusion.solver import Solver
 from cftools.errors import PresetError, WeightsError
 from cftools.facts import DiffusionFacts
+from cftools.nets.standard import knowing
 from cftools.preset import DiffusionSampling
 from cftools.space import Space, pooled
 
@@ -188,7 +189,8 @@ class Sampler:
 
     def denoise(self, scene: Scene, told: Inputs, scale: float) -> Denoise:
         """The network with what it is told, guided and clipped as preset and facts say."""
-        denoiser: Denoiser = self._denoiser(self.network)
+        network = self.network if scene.clean is None else knowing(self.network, scene.clean)
+        denoiser: Denoiser = self._denoiser(network)
         denoiser = Guided(denoiser, scale)
         if self.facts.clip:
             denoiser = Clipped(denoiser, self.path, *self.facts.clip)

@@ -58,6 +58,7 @@ class Balls(Dataset[dict[str, Tensor]]):
     """
 
     size = 8
+    spans = ((-1.0, 1.0),) * 2
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng(index)

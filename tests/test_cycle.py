@@ -48,7 +48,7 @@ class Latents(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 def objective(cycle: float = 1.0, counterfactual: float = 0.0, dropout: float = 0.0, **way: Any) -> CycleObjective:
     denoising = DiffusionObjective(UNET, Latents(), PATH, "v", dropout, 0, {}, SPACE)
-    return CycleObjective(denoising, Cycle(**way), cycle, counterfactual, (0, 2))
+    return CycleObjective(denoising, Cycle(**way), cycle, counterfactual, (0, 2), ((-1.0, 1.0),) * 2)
 
 
 class Linear(nn.Module):
@@ -120,7 +120,7 @@ def test_the_printed_first_term_is_least_where_the_condition_is_ignored() -> Non
 
         def loss(network: Linear, made: CycleObjective = made, terms: str = terms, step: Any = step) -> Tensor:
             draw = fixed(made, time, next(step))
-            other = elsewhere(draw.context, made.categories)
+            other = elsewhere(draw.context, made.categories, made.spans)
             return made.denoising.judged(network, draw, other if terms == "printed" else draw.context)["loss"]
 
         pulls[terms] = best_pull(loss)
@@ -197,7 +197,7 @@ def test_the_cycle_of_a_perfect_denoiser_is_what_the_formula_says() -> None:
     alpha, sigma = PATH.at(time)
     k = alpha * SPREAD**2 / ((alpha * SPREAD) ** 2 + sigma**2)
     torch.manual_seed(1)
-    other = elsewhere(draw.context, made.categories)
+    other = elsewhere(draw.context, made.categories, made.spans)
     own, apart = (SHIFT * one[:, :1, None, None, None] for one in (draw.context, other))
     network = Gaussian(SPREAD)
     there = made.estimated(network, draw.noisy, draw.times, other)
@@ -248,7 +248,10 @@ def test_other_conditions_cover_the_ranges() -> None:
     torch.manual_seed(0)
     context = torch.zeros(4000, 3)
     context[:100] = torch.nan
-    drawn = elsewhere(context, (0, 2, 3))
+    whole = (-1.0, 1.0)
+    old = elsewhere(context[100:, :1], (0,), ((0.25, 0.5),))
+    assert 0.25 <= float(old.min()) < 0.26 and 0.49 < float(old.max()) <= 0.5, "no ages that nobody has"
+    drawn = elsewhere(context, (0, 2, 3), (whole, whole, whole))
     assert drawn[:100].isnan().all() and not drawn[100:].isnan().any()
     age, sex, health = drawn[100:].T
     assert float(age.min()) < -0.99 and float(age.max()) > 0.99 and abs(float(age.mean())) < 0.05

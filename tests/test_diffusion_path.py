@@ -140,7 +140,7 @@ def test_paths_by_name_refuse_what_they_have_not() -> None:
 
 def counts(*args: float, **settings: moves.Spacing) -> list[int]:
     steps, start = (*args, 1.0)[:2]
-    return [round(t * T) for t in moves.times(LINEAR, int(steps), start, **settings)]
+    return [round(t * T) for t in moves.times(LINEAR, int(steps), start, settings.get("spacing", "trailing"))]
 
 
 def test_spacings_are_the_published_ones() -> None:

@@ -154,6 +154,32 @@ def test_latents_meet_everyone_and_are_drawn_anew() -> None:
     assert torch.equal(again["latent"], items[5]["latent"])
 
 
+def test_a_cohort_is_encoded_before_it_is_met_where_that_is_fast() -> None:
+    made: list[int] = []
+
+    def fast(number: int) -> dict[str, torch.Tensor]:
+        made.append(number)
+        return {
+            "mean": torch.full((1, 1, 2, 2, 2), number),
+            "std": torch.zeros(1, 1, 2, 2, 2),
+            "context": torch.zeros(1, 1),
+        }
+
+    def slow(number: int) -> dict[str, torch.Tensor]:
+        raise AssertionError("a worker encodes")
+
+    latents = Latents(slow, crowd(3), 0, batch=1)
+    unet = UNetArchitecture(1, 1, (8,), (True,), 1, heads=8)
+    told = DiffusionObjective(unet, latents, make_path("scaled-linear"), "v", 0.0, 0, {}, SPACE)
+    objective = replace(told, fill=lambda device: latents.fill(fast))
+    objective.prepare(torch.device("cpu"))
+    assert made == [], "on the processor workers do it as they go"
+    objective.prepare(torch.device("cuda"))
+    objective.prepare(torch.device("cuda"))
+    assert made == [0, 1, 2] and {float(latents[index]["latent"].mean()) for index in range(8)} == {0.0, 1.0, 2.0}
+    told.prepare(torch.device("cuda"))  # simulated people are made as the training goes
+
+
 def test_ages_of_a_subject_share_time_and_noise() -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cftools.cohort import Scan, find_scans
 from cftools.preset import list_presets
 from cftools.provenance import command_line
 
@@ -29,7 +30,7 @@ def test_every_reproduction_has_one_shape(path: Path) -> None:
     assert found.keys() == {"command", "date", "machine", "cohort", "rows"} and {"seed", "n"} <= found["cohort"].keys()
     for row in found["rows"]:
         assert row.keys() == ROW and row["metric"] in METRICS
-        assert row["method"].removesuffix("-warp") in {*list_presets(), "real"}
+        assert row["method"] in {*list_presets(), "real"}
         assert math.isfinite(row["ours"])
         if row["low"] is not None:
             assert row["low"] <= row["ours"] <= row["high"], row
@@ -91,3 +92,37 @@ def test_scores_of_a_judge_that_has_changed_are_taken_anew(tmp_path: Path) -> No
     kept.write_text(json.dumps({"command": command_line(asked_now.split())}))
     script["score"](kept, "made", plots=plots)
     assert kept.read_text() == "{}", "scores without their plots are taken anew"
+
+
+def test_of_a_subject_with_several_scans_each_is_edited(tmp_path: Path) -> None:
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
+    scans = [Scan(tmp_path / f"sub-01_ses-{ses}_T1w.nii.gz", "sub-01", f"ses-{ses}", 30.0, "F", None) for ses in "12"]
+    assert [script["stem"](scan) for scan in scans] == ["sub-01_ses-1_T1w", "sub-01_ses-2_T1w"]
+
+
+def test_a_cohorts_few_are_a_cohort_by_links(tmp_path: Path) -> None:
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
+    bids = tmp_path / "bids"
+    for subject in ("01", "02", "03"):
+        (bids / f"sub-{subject}" / "anat").mkdir(parents=True)
+        (bids / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz").write_bytes(b"")
+    (bids / "sub-02" / "anat" / "sub-02_T1w.json").write_text("{}")
+    (bids / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\nsub-02\t40\nsub-03\t50\n")
+    some = [scan for scan in find_scans(bids) if scan.subject != "sub-03"]
+    for _ in range(2):
+        few = script["linked"](bids, some, tmp_path / "work" / "real")
+        assert [(scan.subject, scan.age) for scan in find_scans(few)] == [("sub-01", 30.0), ("sub-02", 40.0)]
+    assert (few / "sub-02" / "anat" / "sub-02_T1w.json").exists() and (bids / "sub-03").exists()
+
+
+def test_weights_of_ones_own_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
+    with pytest.raises(SystemExit, match="holds none of ae-2mm/weights"):
+        script["Setup"](tmp_path, 0, 1, "cpu").say()
+    (tmp_path / "age-ldm-2mm").mkdir()
+    (tmp_path / "age-ldm-2mm" / "weights.safetensors").write_bytes(b"mine")
+    setup = script["Setup"](tmp_path, 0, 1, "cpu")
+    setup.say()
+    said = capsys.readouterr().out
+    assert f"age-ldm-2mm: {tmp_path}/age-ldm-2mm/weights.safetensors" in said and "ae-2mm: as bundled" in said
+    assert setup.preset("ldm").weights["denoiser"] == (str(tmp_path / "age-ldm-2mm" / "weights.safetensors"),)

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from cftools import weights
 from cftools.condition import Condition
-from cftools.diffusion.denoiser import solved
+from cftools.diffusion.denoiser import Inputs, solved
 from cftools.diffusion.path import make_path
 from cftools.errors import PresetError
+from cftools.facts import DiffusionFacts
 from cftools.nets.autoencoder import Autoencoder, AutoencoderArchitecture
+from cftools.nets.standard import knowing
 from cftools.nets.unet import UNet, UNetArchitecture
 from cftools.phantom.anatomy import template_anatomy
 from cftools.phantom.law import load_law
 from cftools.phantom.twins import Family
-from cftools.preset import load_preset
+from cftools.preset import DiffusionSampling, load_preset
+from cftools.sampling import Sampler, Scene
 from cftools.schema import FrozenMapping
 from cftools.train.diffusion import DiffusionObjective, Latents
 from cftools.train.kinds import OBJECTIVES
@@ -97,8 +100,44 @@ def test_a_noisy_latent_is_taken_for_the_template_that_it_shows(t: float) -> Non
             clean = templates.blocks(picture(number)) - standard.centre
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(number))
             tokens = network.tokens(torch.zeros(1, 1)) if network.tokens else None
-            brought = templates(alpha * clean + sigma * noise, standard.centre, told, tokens, None)
+            brought, _ = templates(alpha * clean + sigma * noise, standard.centre, told, tokens, None)
             torch.testing.assert_close(brought, clean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_scan_keeps_its_template_whatever_the_noise_looks_like() -> None:
+    """All noise says nothing of whose it is; who edits a scan knows."""
+    network = with_pictures()
+    templates, standard = network.templates, network.standard
+    assert templates is not None and standard is not None
+    for number in range(3):
+        clean = templates.blocks(picture(number)) - standard.centre
+        share = network.recognised(clean)
+        assert share is not None and share.shape == (1, 3) and float(share[0, number]) > 0.99
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(number + 5))
+        told, context = torch.full((1,), PATH.network_time(0.95)), torch.zeros(1, 1)
+        scene = Scene(clean)
+        known = knowing(network, clean)
+        with torch.inference_mode():
+            ours, plain = known(noise, told, context), network(noise, told, context)
+            expected = network(noise, told, context, share=share)
+        torch.testing.assert_close(ours, expected)
+        assert not torch.allclose(ours, plain, atol=1e-3)
+        sampler = Sampler(
+            DiffusionSampling("inverted", "ddim", 4, "zero"), DiffusionFacts("scaled-linear", "v"), network
+        )
+        inputs = Inputs(context=context)
+        with torch.inference_mode():
+            by_scan = sampler.denoise(scene, inputs, 1.0)(noise, 0.95).x0
+            by_noise = sampler.denoise(Scene(), inputs, 1.0)(noise, 0.95).x0
+        assert not torch.allclose(by_scan, by_noise, atol=1e-3), (
+            "a run from a scan keeps to it, one from noise does not"
+        )
+
+
+def test_a_network_without_templates_is_asked_as_it_is() -> None:
+    network = UNet(architecture(templates=0, looks=(), path=""))
+    clean = torch.zeros(1, 8, *SIDES)
+    assert network.recognised(clean) is None and knowing(network, clean) is network
 
 
 def test_what_is_left_begins_as_a_share_of_what_tells_templates_apart() -> None:
@@ -159,7 +198,7 @@ def test_it_learns_where_things_are() -> None:
     clean, noisy, told = batch(16, torch.Generator().manual_seed(2))
     with torch.inference_mode():
         tokens = network.tokens(torch.zeros(16, 1)) if network.tokens else None
-        brought = templates(noisy, standard.centre, told, tokens, None)
+        brought, _ = templates(noisy, standard.centre, told, tokens, None)
     standing = (clean.mean(0) - clean).square().mean()
     assert float((brought - clean).square().mean()) < 0.6 * float(standing)
 
@@ -194,6 +233,7 @@ def test_a_network_in_bfloat16_says_almost_the_same() -> None:
     [
         ({"looks": ()}, "both, two widths"),
         ({"templates": 0}, "both, two widths"),
+        ({"templates": 1}, "2 or more"),
         ({"looks": (8, 12)}, "multiples"),
         ({"centred": False, "sides": SIDES, "atlas": 1}, "centred"),
     ],
@@ -206,6 +246,34 @@ def test_what_does_not_go_together_is_refused(changes: dict[str, Any], reason: s
 def test_a_path_without_times_is_refused() -> None:
     with pytest.raises(ValueError, match="rectified-flow"):
         architecture(path="rectified-flow")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"looks": 16}, "looks must be a list, not 16"),
+        ({"channels": 32}, "channels must be a list"),
+        ({"heads": 0}, "heads 0: at least 1"),
+        ({"groups": 0}, "groups 0: at least 1"),
+        ({"atlas": 1.5}, "atlas must be a whole number"),
+        ({"inputs": 3}, r"network\.inputs: follows"),
+        ({"chanels": [32]}, "did you mean channels"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(changes: dict[str, Any], reason: str) -> None:
+    recipe = load_preset("ldm").recipe_for()
+    arguments = FrozenMapping({**recipe.network.arguments, **changes})
+    with pytest.raises(PresetError, match=reason):
+        OBJECTIVES["diffusion"].architecture(
+            replace(recipe, network=replace(recipe.network, arguments=arguments)), ("age", "sex")
+        )
+
+
+def test_a_prediction_that_is_none_is_refused() -> None:
+    recipe = load_preset("ldm").recipe_for()
+    with pytest.raises(PresetError, match="prediction: w: one of eps"):
+        recipe = replace(recipe, data=FrozenMapping({**recipe.data, "prediction": "w"}))
+        OBJECTIVES["diffusion"].architecture(recipe, ("age", "sex"))
 
 
 def test_only_a_space_of_blocks_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ from test_train import SCHEDULE, Line, Points
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cftools.condition import Condition
 from cftools.train.loop import train
+from cftools.train.people import Portrait
 from cftools.train.validation import ITEMS, split
 
 WATCHED = replace(SCHEDULE, validate_every=25)
@@ -73,3 +75,12 @@ def test_the_losses_are_those_of_the_averaged_network_as_it_is_used(tmp_path: Pa
 def test_every_tenth_is_held_out(count: int, held_out: list[int]) -> None:
     seen, unseen = split(list(range(count)))
     assert unseen == held_out and sorted(seen + unseen) == list(range(count))
+
+
+def test_all_scans_of_a_person_are_on_one_side() -> None:
+    people = [Portrait(torch.zeros(1), Condition(), f"sub-{number // 2:02d}") for number in range(24)]
+    seen, unseen = split(people)
+    assert unseen == [*people[:2], *people[20:22]] and seen == [*people[2:20], *people[22:]]
+    assert split(people[:2]) == (people[:2], []), "one person is not held out of themselves"
+    nobody = [Portrait(torch.zeros(1), Condition()) for _ in range(3)]
+    assert split(nobody) == (nobody[1:], nobody[:1])

@@ -173,7 +173,7 @@ def real_people(
             return {"image": torch.from_numpy(prepare(load(), grid).image)[None].clamp(0, 1.5)}
 
         image = _kept(cache, "people-as-they-are", grid, scan, parts)["image"]
-        return Portrait(image, Condition({"age": scan.age, "sex": scan.sex}))
+        return Portrait(image.half(), Condition({"age": scan.age, "sex": scan.sex}), scan.subject)
 
     people = _each(_chosen(folder, "T1w", labels, ages, "--data-ages"), made, "scans")
     if not people:

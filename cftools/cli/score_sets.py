@@ -130,7 +130,8 @@ def _compared(
     with terminal.progress("comparing") as report:
         for name, images in seen.items():
             mine = [metric for metric in metrics if name != ref or metric in ("ms-ssim", "age", "sex")]
-            problem = grid_problem(images) if "ms-ssim" in mine and (name == ref or not insisted) else ""
+            leaves_out = name == ref or several or not insisted
+            problem = grid_problem(images) if "ms-ssim" in mine and leaves_out else ""
             if problem:
                 terminal.warning(f"{name}: ms_ssim is left out: {problem}")
                 mine.remove("ms-ssim")

@@ -66,6 +66,7 @@ def times(
     if top - bottom + 1 < steps:
         between = f"from time {start:g}" + (f" to {end:g}" if end else "")
         raise PathError(f"{steps} steps {between} are more than its {top - bottom + 1} training times")
+    counts: np.ndarray
     if end:
         counts = np.round(np.linspace(top, bottom, steps))
     elif spacing == "trailing":

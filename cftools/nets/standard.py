@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,16 @@ def taken_by(network: nn.Module, latents: Tensor) -> Tensor:
     """Latents (B, C, *sides) of a space as a denoiser has them: as they are, unless it takes them centred."""
     standard = getattr(network, "standard", None)
     return latents if standard is None else standard.of(latents)
+
+
+def knowing(network: Any, clean: Tensor) -> Any:
+    """A denoiser that is asked about a scan, whose latents these are, as the network has them, (B, C, *sides).
+
+    One with templates keeps to that scan's: noise under another condition is easily taken for somebody else.
+    """
+    recognised = getattr(network, "recognised", None)
+    share = recognised(clean) if recognised else None
+    return network if share is None else partial(network, share=share)
 
 
 def given_by(network: nn.Module, x: Tensor) -> Tensor:

@@ -104,12 +104,23 @@ class Templates(nn.Module):
         alpha, sigma = logs.exp(), (-torch.expm1(2 * logs)).sqrt()
         return alpha.view(-1, 1, 1, 1, 1), sigma.view(-1, 1, 1, 1, 1)
 
-    def forward(self, x: Tensor, centre: Tensor, time: Tensor, tokens: Tensor | None, told: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        centre: Tensor,
+        time: Tensor,
+        tokens: Tensor | None,
+        told: Tensor | None,
+        share: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The template brought to where the latent lies, less the centre, (B, 8, *sides), in single precision.
 
         Args:
             x: x_t, (B, 8, *sides); centre: what was taken off it, (1, 8, *sides).
             time: (B,); tokens, told: as the denoiser's own network is told.
+            share: of each template, (B, count), where it is known; else by how likely each is.
+        Returns:
+            That, and the share that each template had, (B, count).
         """
         kind = x.device.type
         as_asked = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
@@ -122,12 +133,13 @@ class Templates(nn.Module):
             moved = noisy.new_zeros(len(x), SAID, *halves)
             units = moved.new_tensor(UNITS).view(1, -1, 1, 1, 1)
             for network, shape in (*[(self.coarse, halves)] * LOOKS[0], *[(self.fine, sides)] * LOOKS[1]):
-                image = self._image(noisy, moved, alpha, weight)
+                image = self._image(self._share(noisy, moved, alpha, weight) if share is None else share, moved)
                 seen = _seen(noisy - alpha * image, image, alpha, weight, shape)
                 with as_asked:
                     said = network(seen, timesteps=time, context=tokens, class_labels=told)
                 moved = field.resize(moved, shape) + units * said.float()
-            return self.blocks(self._image(noisy, moved, alpha, weight)) - centre
+            share = self._share(noisy, moved, alpha, weight) if share is None else share
+            return self.blocks(self._image(share, moved)) - centre, share
 
     def expected(self, prediction: Prediction, x: Tensor, brought: Tensor, time: Tensor) -> Tensor:
         """What to predict if all that a latent has beside its template were noise of the variance that is left."""
@@ -137,13 +149,16 @@ class Templates(nn.Module):
         x0 = brought + kept * (x - alpha * brought)
         return target(prediction, x0, (x - alpha * x0) / sigma, alpha, sigma)
 
-    def _image(self, noisy: Tensor, moved: Tensor, alpha: Tensor, weight: Tensor) -> Tensor:
-        """The templates by how likely each is, moved and lit, (B, 1, *2 sides)."""
+    def _share(self, noisy: Tensor, moved: Tensor, alpha: Tensor, weight: Tensor) -> Tensor:
+        """How likely each of them is, (B, count)."""
         images = self.images.flatten(1)
         there = field.warp(noisy, -moved[:, :3]).flatten(1)  # near enough the inverse, for moves this smooth
         likely = weight.flatten(1) * (there @ images.T - alpha.flatten(1) * images.square().sum(1) / 2)
-        share = (self.belief.exp() * likely + self.prior).softmax(1)
-        mixed = (share @ images).view(len(noisy), 1, *self.images.shape[1:])
+        return (self.belief.exp() * likely + self.prior).softmax(1)
+
+    def _image(self, share: Tensor, moved: Tensor) -> Tensor:
+        """The templates by their share, moved and lit, (B, 1, *2 sides)."""
+        mixed = (share @ self.images.flatten(1)).view(len(share), 1, *self.images.shape[1:])
         shape = tuple(mixed.shape[2:])
         return field.warp(mixed, moved[:, :3]) * field.resize(moved[:, 3:], shape).exp()
 

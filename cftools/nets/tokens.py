@@ -128,6 +128,9 @@ class VqAutoencoder(nn.Module):
         fair = torch.full_like(book.ema_cluster_size, len(rows) / self.architecture.codes)
         book.ema_w.copy_(torch.where(used[:, None], book.ema_w, chosen * fair[:, None]))
         book.ema_cluster_size.copy_(torch.where(used, book.ema_cluster_size, fair))
+        if torch.distributed.is_initialized():  # each process drew encodings of its own
+            for part in (book.embedding.weight, book.ema_w, book.ema_cluster_size):
+                torch.distributed.broadcast(part.data, 0)
         return used.float().mean()
 
 

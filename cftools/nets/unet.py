@@ -55,8 +55,9 @@ class UNetArchitecture:
     prediction: Prediction = "v"
 
     def __post_init__(self) -> None:
-        if min(self.inputs, self.outputs, self.blocks) < 1:
-            raise ValueError(f"inputs {self.inputs}, outputs {self.outputs}, blocks {self.blocks}: at least 1 of each")
+        for name in ("inputs", "outputs", "blocks", "heads", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: at least 1")
         if not self.channels or any(width < 1 or width % self.groups for width in self.channels):
             raise ValueError(f"channels {list(self.channels)}: at least one width, each a multiple of {self.groups}")
         if len(self.attention) != len(self.channels):
@@ -75,6 +76,8 @@ class UNetArchitecture:
             raise ValueError(f"templates {self.templates}, looks {list(self.looks)}: both, two widths or more, or none")
         if any(width % self.groups or width % self.heads for width in self.looks):
             raise ValueError(f"looks {list(self.looks)}: multiples of groups {self.groups} and of heads {self.heads}")
+        if self.templates == 1:
+            raise ValueError("templates 1: 0 for none, or 2 or more: how they differ says how people do")
         if self.templates and not (self.centred and self.inputs == self.outputs == BLOCK**3 and self.dimensions == 3):
             raise ValueError("templates: need centred, three dimensions and latents of eight channels, alone")
         if self.templates and make_path(self.path).times is None:
@@ -139,13 +142,14 @@ class UNet(nn.Module):
         sizes = architecture.inputs + beside, architecture.outputs, architecture.channels, architecture.attention
         self.body = _body(architecture, *sizes)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None, share: Tensor | None = None) -> Tensor:
         """What is predicted of x_t.
 
         Args:
             x: (B, inputs, *sides), sides multiples of the divisor.
             time: (B,), as the path tells it.
             context: (B, V) condition on [-1, 1], nan where unknown; None for a network that is told nothing.
+            share: of each template, (B, count), where it is known, as `recognised` says.
         Returns:
             (B, outputs, *sides).
         """
@@ -153,13 +157,29 @@ class UNet(nn.Module):
         summed = tokens.sum(1) if tokens is not None and self.architecture.timed else None
         seen, expected = [x], None
         if self.templates is not None and self.standard is not None:
-            brought = self.templates(x, self.standard.centre / self.standard.spread, time, tokens, summed)
+            centre = self.standard.centre / self.standard.spread
+            brought, _ = self.templates(x, centre, time, tokens, summed, share)
             expected = self.templates.expected(self.architecture.prediction, x.float(), brought, time)
             seen.append(brought.to(x.dtype))
         if self.atlas is not None:
             seen.append(self.atlas.expand(len(x), *self.atlas.shape[1:]).to(x.dtype))
         said: Tensor = self.body(torch.cat(seen, dim=1), timesteps=time, context=tokens, class_labels=summed)
         return said if expected is None else said + expected
+
+    @torch.no_grad()
+    def recognised(self, clean: Tensor) -> Tensor | None:
+        """The templates that latents without noise, (B, inputs, *sides), are taken for: the share of each, (B, count).
+
+        Whoever they are of is not told. None of a network without templates.
+        """
+        if self.templates is None or self.standard is None:
+            return None
+        unknown = clean.new_full((len(clean), self.architecture.variables), torch.nan)
+        tokens = self.tokens(unknown) if self.tokens is not None else None
+        summed = tokens.sum(1) if tokens is not None and self.architecture.timed else None
+        centre = self.standard.centre / self.standard.spread
+        _, share = self.templates(clean, centre, clean.new_zeros(len(clean)), tokens, summed)
+        return share
 
 
 def _body(

@@ -59,8 +59,9 @@ class _Adversarial:
     def architecture_for(cls, recipe: Recipe, conditions: Sequence[str], grid: Grid) -> GeneratorArchitecture:
         """The network of a recipe. Raises a PresetError where it is none."""
         critic = recipe.data.get("critic", (16,))
-        if not critic or any(not isinstance(width, int) or width < 1 for width in critic):
-            raise PresetError(f"data.critic: {list(critic)}: one width or more")
+        widths = isinstance(critic, (list, tuple)) and all(type(width) is int and width > 0 for width in critic)
+        if not critic or not widths:
+            raise PresetError(f"data.critic: {critic}: a list of one width or more")
         made: GeneratorArchitecture = architecture_of(
             GeneratorArchitecture,
             recipe,

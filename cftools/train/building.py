@@ -7,6 +7,7 @@ from typing import Any
 from cftools.errors import PresetError
 from cftools.prepare import GRID_1MM, GRID_2MM, GRID_4MM, Grid
 from cftools.recipe import Recipe
+from cftools.schema import read
 
 #: What a recipe may name as its grid.
 GRIDS = {grid.name: grid for grid in (GRID_1MM, GRID_2MM, GRID_4MM)}
@@ -20,12 +21,9 @@ def architecture_of(kind: type, recipe: Recipe, **given: Any) -> Any:
     Raises:
         PresetError: the recipe's arguments are not of that network.
     """
-    arguments = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in recipe.network.arguments.items()}
-    try:
-        return kind(**arguments, **given)
-    except (TypeError, ValueError) as error:
-        reason = str(error).split("__init__() ")[-1]
-        raise PresetError(f"network {recipe.network.architecture}: {reason}") from None
+    for name in recipe.network.arguments.keys() & given.keys():
+        raise PresetError(f"network.{name}: follows from the preset and its data, and is not to be set")
+    return read(kind, {**recipe.network.arguments, **given}, f"network {recipe.network.architecture}", PresetError)
 
 
 def simulated_on(grid: Grid) -> Grid:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.data import Dataset
 
 from cftools.condition import Variable
@@ -68,6 +69,7 @@ class CycleObjective:
         denoising: what is fine-tuned, with its data: the first term.
         cycle: weight of the L1 term, the paper's lambda; counterfactual: of eq. 2's second term.
         categories: of each variable, in the order of the context: how many values it has, 0 for a number.
+        spans: of each, its least and greatest value on [-1, 1] among those it learns from: c' lies between.
     """
 
     denoising: DiffusionObjective
@@ -75,18 +77,32 @@ class CycleObjective:
     cycle: float
     counterfactual: float
     categories: tuple[int, ...]
+    spans: tuple[tuple[float, float], ...]
 
     @classmethod
     def of(
-        cls, denoising: Objective, losses: Mapping[str, float], data: Mapping[str, Any], told: Sequence[Variable]
+        cls,
+        denoising: Objective,
+        losses: Mapping[str, float],
+        data: Mapping[str, Any],
+        told: Sequence[Variable],
+        spans: tuple[tuple[float, float], ...],
     ) -> CycleObjective:
-        """As a recipe's losses and data say, of what it fine-tunes; told: the variables, in order."""
+        """As a recipe's losses and data say, of what it fine-tunes.
+
+        Args:
+            told: the variables, in order; spans: of each, within which another condition is drawn, on [-1, 1].
+        """
         assert isinstance(denoising, DiffusionObjective)
         categories = tuple(len(variable.values) for variable in told)
-        return cls(denoising, Cycle.of(data), losses["cycle"], losses["counterfactual"], categories)
+        return cls(denoising, Cycle.of(data), losses["cycle"], losses["counterfactual"], categories, spans)
 
     def network(self) -> nn.Module:
         return self.denoising.network()
+
+    def prepare(self, device: torch.device) -> None:
+        """As for denoising."""
+        self.denoising.prepare(device)
 
     def settle(self, network: nn.Module) -> None:
         """As for denoising."""
@@ -107,7 +123,7 @@ class CycleObjective:
 
     def losses(self, network: nn.Module, item: dict[str, Tensor]) -> dict[str, Tensor]:
         draw = self.denoising.drawn(network, item)
-        other = elsewhere(draw.context, self.categories)
+        other = elsewhere(draw.context, self.categories, self.spans)
         printed = self.way.terms == "printed"
         found = self.denoising.judged(network, draw, draw.told(other if printed else draw.context))
         if not (self.cycle or self.counterfactual):
@@ -141,7 +157,9 @@ class CycleObjective:
             estimate = solved(self.denoising.prediction, said, x, here.alpha, here.sigma)
             if step == steps:
                 break
-            here = levels(path, trained_times(path, times * (1 - step / steps)), x)
+            with unset_fake_temporarily():
+                later = trained_times(path, times * (1 - step / steps))
+            here = levels(path, later, x)
             x = here.alpha * estimate.x0 + here.sigma * estimate.eps
         return estimate.x0
 
@@ -151,16 +169,17 @@ class CycleObjective:
         return (said - target(self.denoising.prediction, clean, eps, at.alpha, at.sigma)).square().mean()
 
 
-def elsewhere(context: Tensor, categories: tuple[int, ...]) -> Tensor:
-    """Another condition for each, evenly over the variables' ranges, (B, V) on [-1, 1]; nan stays nan.
+def elsewhere(context: Tensor, categories: tuple[int, ...], spans: tuple[tuple[float, float], ...]) -> Tensor:
+    """Another condition for each, evenly over what people have, (B, V) on [-1, 1]; nan stays nan.
 
     Args:
-        categories: number of values of each variable, 0 for a number.
+        categories: number of values of each variable, 0 for a number; spans: of each, its least and greatest, of which
+            those of categories are not asked.
     """
     columns = []
-    for known, values in zip(context.unbind(1), categories, strict=True):
+    for known, values, (low, high) in zip(context.unbind(1), categories, spans, strict=True):
         share = torch.rand_like(known)
         if values:
-            share = (share * values).floor() / max(values - 1, 1)
-        columns.append(2 * share - 1)
+            share, (low, high) = (share * values).floor() / max(values - 1, 1), (-1.0, 1.0)
+        columns.append(low + (high - low) * share)
     return torch.where(context.isnan(), torch.nan, torch.stack(columns, dim=1))

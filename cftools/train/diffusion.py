@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.data import Dataset
 
 from cftools.diffusion.denoiser import Prediction, solved, target
@@ -73,12 +75,17 @@ class Latents(Dataset[dict[str, Tensor]]):
         """Latents of the first subjects at all their ages, (B, C, *sides)."""
         return torch.cat([self._subject(number)["mean"].float() for number in range(min(TYPICAL, self.people.size))])
 
-    def _subject(self, number: int) -> dict[str, Tensor]:
-        return self.store.get(number, lambda: self.halved(number))
+    def fill(self, encoded: Encoded) -> None:
+        """Keep everybody, of those who are not kept yet what `encoded` makes of them: on a GPU, not in workers."""
+        for number in range(self.people.size):
+            self.store.get(number, partial(self.halved, number, encoded))
 
-    def halved(self, number: int) -> dict[str, Tensor]:
+    def _subject(self, number: int) -> dict[str, Tensor]:
+        return self.store.get(number, lambda: self.halved(number, self.encoded))
+
+    def halved(self, number: int, encoded: Encoded) -> dict[str, Tensor]:
         """What is kept of a subject."""
-        made = self.encoded(number)
+        made = encoded(number)
         return {**made, "mean": made["mean"].half(), "std": made["std"].half()}
 
 
@@ -98,7 +105,8 @@ class Levels:
 
 def levels(path: Path, times: Tensor, like: Tensor) -> Levels:
     """Of times that are on the CPU, (B,), for latents (B, C, *sides); one small copy, which nothing waits for."""
-    rows = torch.tensor([[*path.at(t), path.network_time(t)] for t in times.tolist()], dtype=torch.float32)
+    with unset_fake_temporarily():
+        rows = torch.tensor([[*path.at(t), path.network_time(t)] for t in times.tolist()], dtype=torch.float32)
     alpha, sigma, told = rows.to(like.device, non_blocking=True).unbind(1)
     shape = (-1, *[1] * (like.ndim - 1))
     return Levels(alpha.view(shape), sigma.view(shape), told)
@@ -155,6 +163,7 @@ class DiffusionObjective:
             None draws none, and takes all channels to do the same.
         typical: latents (B, C, *sides) from which a network that takes them centred learns how.
         unlike: so many latents, (count, C, *sides), for a network's templates to begin with.
+        fill: encodes all scans of a cohort on a device, once; None where people are simulated as the training goes.
     """
 
     architecture: UNetArchitecture
@@ -170,6 +179,12 @@ class DiffusionObjective:
     decode: Callable[[Tensor], Tensor] | None = None
     typical: Callable[[], Tensor] | None = None
     unlike: Callable[[int], Tensor] | None = None
+    fill: Callable[[torch.device], None] | None = None
+
+    def prepare(self, device: torch.device) -> None:
+        """Encode a cohort where the network is trained, if that is a GPU: one worker takes a hundred times as long."""
+        if self.fill is not None and device.type != "cpu":
+            self.fill(device)
 
     def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
@@ -222,8 +237,9 @@ class DiffusionObjective:
         subjects, ages = item["latent"].shape[:2]
         clean, context = taken_by(network, item["latent"].flatten(0, 1)), item["context"].flatten(0, 1)
         # One time in each of S equal parts: the loss of a step varies less (Kingma et al. 2021, appendix I.1).
-        times = trained_times(self.path, (torch.arange(subjects) + torch.rand(subjects)) / subjects)
-        times = times.repeat_interleave(ages)
+        with unset_fake_temporarily():  # `estimate` looks at shapes alone, but the path is asked about numbers
+            times = trained_times(self.path, (torch.arange(subjects) + torch.rand(subjects)) / subjects)
+            times = times.repeat_interleave(ages)
         # All of it, which guidance goes on from; and of several each on its own, as not all is known of every scan.
         withheld = (torch.rand(subjects, device=clean.device) < self.dropout)[:, None]
         if (variables := context.shape[1]) > 1:

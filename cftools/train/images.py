@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -39,16 +39,18 @@ class Mixed:
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """An autoencoder that was trained, as what makes latents to train on: on the processor, in workers.
+    """An autoencoder that was trained, as what makes latents to train on: on the processor, where workers can.
 
     Attributes:
         name: of its weights, or their path; sha256: of them; grid: of its images, by name.
+        device: where it encodes.
     """
 
     name: str
     space: Space
     sha256: str
     grid: str
+    device: torch.device | str = "cpu"
 
     @classmethod
     def of(cls, name: str) -> Encoder:
@@ -60,6 +62,10 @@ class Encoder:
     def facts(self) -> SpaceFacts:
         """Of the space."""
         return self.space.facts
+
+    def on(self, device: torch.device) -> Encoder:
+        """The same, encoding elsewhere."""
+        return replace(self, space=_space_on(self.name, device), device=device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 1, X, Y, Z) of latents (B, C, *sides) where those are, one after the other: memory of one."""
@@ -79,7 +85,7 @@ class Encoder:
     def encoded(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std, (B, C, *sides) each, of images (B, 1, X, Y, Z), one after the other."""
         with torch.inference_mode():
-            pairs = [self.space.encode(image[None].float()) for image in images]
+            pairs = [self.space.encode(image[None].to(self.device).float()) for image in images]
             mean, std = (torch.cat(parts).cpu().clone() for parts in zip(*pairs, strict=True))
         return mean, std
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cftools import weights
 from cftools.condition import Variable
+from cftools.diffusion.denoiser import Prediction
 from cftools.errors import PresetError
 from cftools.heads import HEAD_GRID
 from cftools.heads import STRUCTURES as HEAD_STRUCTURES
@@ -217,18 +218,15 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
     if known.grid.name != (grid := grid_of(recipe).name):
         raise PresetError(f"data.space: {recipe.data.get('space')} encode images on {known.grid.name}, not on {grid}")
-    for name in ("channels", "looks"):
-        if len(recipe.network.arguments.get(name, ())) > 1 + math.log2(space.divisor):
-            raise PresetError(
-                f"network.{name}: this space's latents can be halved {math.log2(space.divisor):.0f} times"
-            )
     templates = recipe.network.arguments.get("templates", 0)
     if templates and not known.architecture_arguments.get("shortcut"):
         raise PresetError("network.templates: only in a space with a shortcut, where a latent is blocks of an image")
     table = {**OBJECTIVES[recipe.objective].data, **recipe.data}
     if table["latents"] % table["together"] or table["together"] > table["ages"]:
         raise PresetError("data.latents must be a multiple of data.together, which is at most data.ages")
-    return architecture_of(
+    if table["prediction"] not in get_args(Prediction):
+        raise PresetError(f"data.prediction: {table['prediction']}: one of {', '.join(get_args(Prediction))}")
+    made = architecture_of(
         UNetArchitecture,
         recipe,
         inputs=space.channels,
@@ -237,6 +235,12 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         sides=space.latent_shape[1:] if any(map(recipe.network.arguments.get, ("atlas", "centred"))) else (),
         **({"path": table["path"], "prediction": table["prediction"]} if templates else {}),
     )
+    for name in ("channels", "looks"):
+        if len(getattr(made, name)) > 1 + math.log2(space.divisor):
+            raise PresetError(
+                f"network.{name}: this space's latents can be halved {math.log2(space.divisor):.0f} times"
+            )
+    return made
 
 
 def _diffusion_objective(job: Job, architecture: Any) -> Any:
@@ -264,6 +268,7 @@ def _diffusion_objective(job: Job, architecture: Any) -> Any:
         encoder.decode,
         latents.typical,
         lambda count: encoder.encoded(people.unlike(count))[0],
+        (lambda device: latents.fill(partial(encoder.on(device).latents, people))) if job.real else None,
     )
 
 
@@ -278,9 +283,8 @@ def _cycle_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.cycle import CycleObjective
 
     denoising = _diffusion_objective(job, architecture)
-    if job.recipe.initial:  # it learns to come back, on the people of its ldm, who have been averaged
-        denoising = replace(denoising, typical=None, unlike=None)
-    return CycleObjective.of(denoising, job.losses, job.data, [VARIABLES[name] for name in job.conditions])
+    spans = denoising.latents.people.spans
+    return CycleObjective.of(denoising, job.losses, job.data, [VARIABLES[name] for name in job.conditions], spans)
 
 
 def _apart(module: str, name: str) -> tuple[Callable[[Recipe, Sequence[str]], Any], Callable[[Job, Any], Objective]]:

@@ -50,7 +50,8 @@ class Objective(Protocol):
     0..1.5, such as inputs with what the network makes of them, or None. And a method `groups(network)` that returns
     the optimiser's parameter groups, where a part learns in its own way: "factor" multiplies the rate of one, and each
     is clipped on its own. And a method `settle(network)` that puts into the network what can be said of the data before
-    the first step; of initial weights it replaces that much.
+    the first step, unless initial weights say it. And a method `prepare(device)` for what is better done there, before
+    all else and once, than by workers.
     """
 
     def network(self) -> nn.Module:
@@ -156,6 +157,9 @@ def train(
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     path = out / "state.safetensors"
+    for one in (objective, held_out):
+        if prepare := getattr(one, "prepare", None):
+            prepare(device)
     state = _begin(objective, schedule, device, initial, fresh=not path.exists())
     if path.exists():
         state.restore(path, device)
@@ -198,6 +202,9 @@ def train(
                 taken = _timed(partial(state.save, path))
                 next_save = time.monotonic() + BETWEEN_STATES * taken if taken > 1 else 0.0
             if stops:
+                processes.any(
+                    False
+                )  # nobody leaves before it is written: who starts processes ends them with the first
                 raise Stopped(
                     f"stopped by {request.name or 'a signal'} after step {done} of {schedule.steps}; "
                     f"{out} holds its state: the same command goes on from there"
@@ -227,7 +234,7 @@ def _make(out: Path) -> None:
 def _begin(
     objective: Objective, schedule: Schedule, device: torch.device, initial: dict[str, Tensor] | None, fresh: bool
 ) -> State:
-    """The state before the first step; one that another is restored into is not settled."""
+    """The state before the first step; what other weights or states were settled on stays."""
     network = objective.network().to(device)
     average = objective.network().to(device).requires_grad_(False)
     if initial is not None:
@@ -239,7 +246,7 @@ def _begin(
                 f"the initial weights do not fit the network ({str(error).splitlines()[-1].strip()})"
             ) from None
     settle = getattr(objective, "settle", None)
-    if settle and fresh:
+    if settle and fresh and initial is None:
         settle(network)
         average.load_state_dict(network.state_dict())
     groups = getattr(objective, "groups", None)

@@ -41,6 +41,10 @@ class People(Protocol):
             variables on [-1, 1], nan where unknown.
         """
 
+    @property
+    def spans(self) -> tuple[tuple[float, float], ...]:
+        """The least and the greatest value of each variable among them, on [-1, 1]."""
+
     def pick(self, random: np.random.Generator, known: int) -> int:
         """One of the first `known`, as a mini-batch draws them."""
 
@@ -80,6 +84,10 @@ class Simulated:
         known = [Condition({"age": float(age), "sex": "FM"[int(sex)]}) for age, sex in made["who"]]
         return {"image": made["image"], "context": torch.tensor([encoded(one, self.variables) for one in known])}
 
+    @property
+    def spans(self) -> tuple[tuple[float, float], ...]:
+        return ((-1.0, 1.0),) * len(self.variables)
+
     def pick(self, random: np.random.Generator, known: int) -> int:
         return int(random.integers(known))
 
@@ -103,10 +111,15 @@ class Simulated:
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A scan as it is, (1, X, Y, Z), normalised on the grid, and what is known of who is on it."""
+    """A scan as it is, (1, X, Y, Z), normalised on the grid, and what is known of who is on it.
+
+    Attributes:
+        subject: who that is, as other scans of theirs say too; "" for somebody of their own.
+    """
 
     image: Tensor
     condition: Condition
+    subject: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +140,13 @@ class Cohort:
     def scans(self, number: int) -> Made:
         one = self.portraits[number]
         return {"image": one.image[None].half(), "context": torch.tensor([encoded(one.condition, self.variables)])}
+
+    @cached_property
+    def spans(self) -> tuple[tuple[float, float], ...]:
+        """Those of -1 to 1 of a variable that is known of nobody."""
+        told = np.array([encoded(one.condition, self.variables) for one in self.portraits])
+        known = [column[~np.isnan(column)] for column in told.T]
+        return tuple((float(one.min()), float(one.max())) if len(one) else (-1.0, 1.0) for one in known)
 
     def pick(self, random: np.random.Generator, known: int) -> int:
         decades = {decade: [n for n in numbers if n < known] for decade, numbers in self._decades.items()}

@@ -26,9 +26,12 @@ ITEMS = range(1_000_000, 1_000_008)
 
 
 def split(real: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Those to learn from, and those held out: every tenth; of less than ten one, of one alone none."""
-    held_out = [one for number, one in enumerate(real) if number % ONE_IN == 0] if len(real) > 1 else []
-    return [one for number, one in enumerate(real) if number % ONE_IN or not held_out], held_out
+    """Those to learn from, and those held out: every tenth person; of less than ten one, of one alone none."""
+    who = [getattr(one, "subject", "") or number for number, one in enumerate(real)]
+    people = list(dict.fromkeys(who))
+    unseen = set(people[::ONE_IN]) if len(people) > 1 else set()
+    pairs = list(zip(who, real, strict=True))
+    return [one for person, one in pairs if person not in unseen], [one for person, one in pairs if person in unseen]
 
 
 @dataclass
