@@ -23,7 +23,7 @@ from cftools.train import estimate
 from cftools.train.diffusion import DiffusionObjective
 from cftools.train.loop import Schedule, train
 
-SHARED = Schedule(6, learning_rate=1e-3, ema=0.9, dtype="float32", workers=0, save_every=3, log_every=2, batch=2)
+SHARED = Schedule(4, learning_rate=1e-3, ema=0.9, dtype="float32", workers=0, save_every=2, log_every=1, batch=2)
 
 
 class Whole(Dataset[dict[str, Tensor]]):
@@ -135,12 +135,12 @@ def test_one_that_is_killed_ends_with_the_same_bits(name: str, tmp_path: Path, w
         pass
 
     def die(step: int, steps: int, losses: dict[str, float]) -> None:
-        if step == 4:
+        if step == 3:
             raise Killed
 
     with pytest.raises(Killed):
         train(OBJECTIVES[name](), SHARED, tmp_path, die)
-    assert logged(tmp_path)[-1]["step"] == 4, "a step past the last state"
+    assert logged(tmp_path)[-1]["step"] == 3, "a step past the last state"
     train(OBJECTIVES[name](), SHARED, tmp_path)
     assert logged(tmp_path) == logged(whole / name)
     ours, theirs = (load_file(out / "state.safetensors") for out in (whole / name, tmp_path))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import SCHEDULE, Line, Points
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cftools.condition import Condition
@@ -84,3 +84,19 @@ def test_all_scans_of_a_person_are_on_one_side() -> None:
     assert split(people[:2]) == (people[:2], []), "one person is not held out of themselves"
     nobody = [Portrait(torch.zeros(1), Condition()) for _ in range(3)]
     assert split(nobody) == (nobody[1:], nobody[:1])
+
+
+def test_pictures_are_of_what_is_held_out(tmp_path: Path) -> None:
+    class Shown(Line):
+        def preview(self, network: nn.Module, item: dict[str, Tensor]) -> Tensor:
+            return item["x"]
+
+    pictures: list[Tensor] = []
+    watched = replace(WATCHED, steps=20, preview_every=10)
+    train(
+        Shown(), watched, tmp_path / "watched", preview=lambda step, images: pictures.append(images), held_out=Other()
+    )
+    assert len(pictures) == 2 and all(torch.equal(one, Points()[ITEMS[0]]["x"]) for one in pictures)
+    pictures.clear()
+    train(Shown(), replace(watched, validate_every=0), tmp_path / "alone", preview=lambda s, i: pictures.append(i))
+    assert torch.equal(pictures[0], Points()[9]["x"]), "else of the step's own"

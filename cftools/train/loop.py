@@ -138,7 +138,7 @@ def train(
 
     Args:
         initial: weights to start from instead of random ones.
-        preview: given what the objective has to show every `preview_every` steps.
+        preview: given what the objective has to show every `preview_every` steps: of what is held out, if anything is.
         held_out: the objective on data that are not trained on, whose losses every `validate_every` steps go to
             `validation.jsonl`.
     Raises:
@@ -192,7 +192,8 @@ def train(
                     if progress:
                         progress(done, schedule.steps, means)
             if place.first and preview and schedule.preview_every and done % schedule.preview_every == 0:
-                _show(objective, state.average, item, preview, done, schedule)
+                shown = validation.item(device) if validation else item
+                _show(objective, state.average, shown, preview, done, schedule)
             if validation_log and validation and _due(done, schedule.validate_every, schedule.steps):
                 means = validation.losses(state.average)
                 validation_log.write({"step": done, **means})

@@ -16,7 +16,8 @@ class Meter:
     """Losses since the last line of the log.
 
     Attributes:
-        sums: of each loss over this process's items, float64 scalars on the device; "" is that of gradient norms.
+        sums: of each loss over this process's items, float64 scalars on the device (float32 on Apple's, which have no
+            other); "" is that of gradient norms.
         count: of items.
     """
 
@@ -34,7 +35,7 @@ class Meter:
         self._add("", norm)
 
     def _add(self, name: str, value: Tensor) -> None:
-        value = value.detach().double()
+        value = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def share(self, processes: Processes) -> None:

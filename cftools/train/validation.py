@@ -48,17 +48,21 @@ class Validation:
     drawing: Callable[[int], AbstractContextManager[None]]
     items: list[dict[str, Tensor]] = field(default_factory=list)
 
-    def losses(self, network: nn.Module) -> dict[str, float]:
-        """Of the averaged network, as it would be used: without dropout."""
+    def item(self, device: torch.device, place: int = 0) -> dict[str, Tensor]:
+        """One of them."""
         if not self.items:
             data = self.objective.dataset()
             self.items = [data[number] for number in ITEMS]
+        return {name: value.to(device) for name, value in self.items[place].items()}
+
+    def losses(self, network: nn.Module) -> dict[str, float]:
+        """Of the averaged network, as it would be used: without dropout."""
         device = next(network.parameters()).device
         meter = Meter()
         network.eval().requires_grad_(True)  # some losses are of gradients
-        for number, item in zip(ITEMS, self.items, strict=True):
+        for place, number in enumerate(ITEMS):
             with torch.enable_grad(), self.drawing(number):
-                found = self.objective.losses(network, {name: value.to(device) for name, value in item.items()})
+                found = self.objective.losses(network, self.item(device, place))
             meter.add({name: value.detach() for name, value in found.items()})
             del found
         network.train().requires_grad_(False)
