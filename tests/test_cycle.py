@@ -18,14 +18,11 @@ from cftools.diffusion.solver import SOLVERS
 from cftools.errors import PresetError
 from cftools.facts import SpaceFacts
 from cftools.nets.unet import UNetArchitecture
-from cftools.phantom.anatomy import template_anatomy
-from cftools.phantom.law import load_law
 from cftools.preset import load_preset
 from cftools.schema import FrozenMapping
 from cftools.train import recipes
 from cftools.train.cycle import Cycle, CycleObjective, elsewhere
 from cftools.train.diffusion import DiffusionObjective
-from cftools.train.kinds import OBJECTIVES
 from cftools.train.loop import Schedule, train
 
 SPACE = SpaceFacts("vae", (16, 16, 16), 2, 2, 2)
@@ -275,22 +272,6 @@ def test_cdm_fine_tunes_what_ldm_trains() -> None:
         pace = ("latents", "every")  # how many latents a step has, and how soon it meets all subjects
         told, known = ({k: v for k, v in one.data.items() if k not in pace} for one in (fine, first))
         assert {key: value for key, value in told.items() if not key.startswith("cycle")} == known
-
-
-def test_ldm_learns_the_average_of_its_own_people_and_cdm_keeps_that_of_its_ldm() -> None:
-    """What each is trained on is built from its own recipe; nobody is simulated for that."""
-
-    def learns(preset: str, initial: str) -> bool:
-        recipe = replace(load_preset(preset).recipe_for(), initial=initial)
-        architecture = recipes.check(recipe, ("age", "sex"))
-        job = recipes.job_of(recipe, ("age", "sex"), [template_anatomy()], [], load_law("normative"), 0)
-        made = OBJECTIVES[recipe.objective].objective(job, architecture)
-        denoising = made.denoising if isinstance(made, CycleObjective) else made
-        assert isinstance(denoising, DiffusionObjective) and hasattr(made, "settle")
-        return denoising.typical is not None
-
-    assert learns("ldm", "") and learns("ldm", "age-ldm-2mm")
-    assert learns("cdm", "") and not learns("cdm", "age-ldm-2mm")
 
 
 def test_a_denoiser_is_fine_tuned_and_resumes_only_with_the_same_settings(tmp_path: Path) -> None:

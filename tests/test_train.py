@@ -85,9 +85,9 @@ def test_what_can_be_said_of_the_data_is_said_once_and_stays_with_the_weights(tm
     settled, _ = train(settling, still, tmp_path / "settled")
     train(settling, still, tmp_path / "settled")
     assert settling.settled == 1, "a run that goes on has been settled"
-    torch.testing.assert_close(settled.get_parameter("0.bias"), torch.full((1,), 3.0))
+    torch.testing.assert_close(settled.get_parameter("0.bias"), torch.full((8,), 3.0))
     other = Settling()
-    initial = {"0.weight": torch.full((1, 2), 5.0), "0.bias": torch.full((1,), 4.0)}
+    initial = {**other.network().state_dict(), "0.bias": torch.full((8,), 4.0)}
     tuned, _ = train(other, still, tmp_path / "tuned", initial=initial)
     assert other.settled == 0, "initial weights keep what they know"
     torch.testing.assert_close(tuned.get_parameter("0.bias"), initial["0.bias"])

@@ -213,8 +213,7 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
     from cftools.nets.unet import UNetArchitecture
 
     known = weights.facts_of(str(recipe.data.get("space", "")))
-    space = known.space
-    if space is None:
+    if (space := known.space) is None:
         raise PresetError(f"data.space: {recipe.data.get('space')} are no weights of an autoencoder")
     if known.grid.name != (grid := grid_of(recipe).name):
         raise PresetError(f"data.space: {recipe.data.get('space')} encode images on {known.grid.name}, not on {grid}")
@@ -236,10 +235,8 @@ def _diffusion_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
         **({"path": table["path"], "prediction": table["prediction"]} if templates else {}),
     )
     for name in ("channels", "looks"):
-        if len(getattr(made, name)) > 1 + math.log2(space.divisor):
-            raise PresetError(
-                f"network.{name}: this space's latents can be halved {math.log2(space.divisor):.0f} times"
-            )
+        if len(getattr(made, name)) > 1 + (times := round(math.log2(space.divisor))):
+            raise PresetError(f"network.{name}: this space's latents can be halved {times} times")
     return made
 
 
@@ -282,9 +279,8 @@ def _cycle_architecture(recipe: Recipe, conditions: Sequence[str]) -> Any:
 def _cycle_objective(job: Job, architecture: Any) -> Objective:
     from cftools.train.cycle import CycleObjective
 
-    denoising = _diffusion_objective(job, architecture)
-    spans = denoising.latents.people.spans
-    return CycleObjective.of(denoising, job.losses, job.data, [VARIABLES[name] for name in job.conditions], spans)
+    denoising, told = _diffusion_objective(job, architecture), [VARIABLES[name] for name in job.conditions]
+    return CycleObjective.of(denoising, job.losses, job.data, told, denoising.latents.people.spans)
 
 
 def _apart(module: str, name: str) -> tuple[Callable[[Recipe, Sequence[str]], Any], Callable[[Job, Any], Objective]]:
