@@ -32,19 +32,25 @@ train(Line(), BATCH, Path({out!r}), lambda step, total, losses: print("line", st
 """
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    pytest.importorskip("lightning_fabric")
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(Line(), BATCH, one)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(two)))
+def in_two_processes(text: str, out: Path) -> str:
+    """Run a script under torchrun, which leaves what it trains in a folder; what it printed."""
+    script = out.with_suffix(".py")
+    script.write_text(text.format(tests=str(Path(__file__).parent), out=str(out)))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     root = Path(__file__).parent.parent
     done = subprocess.run(
         start, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"line {step}" for step in (5, 10, 15, 20)], "the first process speaks alone"
+    return done.stdout
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric")
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(Line(), BATCH, one)
+    said = in_two_processes(SCRIPT, two)
+    assert said.splitlines() == [f"line {step}" for step in (5, 10, 15, 20)], "the first process speaks alone"
     logs = [[json.loads(line) for line in (out / "log.jsonl").open()] for out in (one, two)]
     assert [line["step"] for line in logs[1]] == [5, 10, 15, 20]
     for ours, theirs in zip(*logs, strict=True):

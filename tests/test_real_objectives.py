@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,8 @@ import test_cycle
 import test_templates
 import torch
 from safetensors.torch import load_file
+from test_distributed import in_two_processes
+from test_resume import logged
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -76,11 +74,6 @@ for name, objective in OBJECTIVES.items():
 """
 
 
-def logged(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").open()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of them, by one process that nobody stopped."""
@@ -92,18 +85,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_train_them_as_one(tmp_path: Path, whole: Path) -> None:
     pytest.importorskip("lightning_fabric")
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        start, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    shared_by_two = tmp_path / "two"
+    in_two_processes(SCRIPT, shared_by_two)
     for name in OBJECTIVES:
-        for ours, theirs in zip(logged(whole / name), logged(tmp_path / name), strict=True):
+        for ours, theirs in zip(logged(whole / name), logged(shared_by_two / name), strict=True):
             assert theirs == pytest.approx(ours, rel=NEAR.get(name, 1e-3), abs=1e-4), name
-        alone, shared = (load_file(out / name / "state.safetensors") for out in (whole, tmp_path))
+        alone, shared = (load_file(out / name / "state.safetensors") for out in (whole, shared_by_two))
         for key, tensor in alone.items():
             if not key.endswith(("._u", "._v")):  # of the power iteration
                 near = NEAR.get(name, 1e-3)

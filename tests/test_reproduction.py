@@ -6,6 +6,7 @@ import json
 import math
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,10 +95,19 @@ def test_scores_of_a_judge_that_has_changed_are_taken_anew(tmp_path: Path) -> No
     assert kept.read_text() == "{}", "scores without their plots are taken anew"
 
 
-def test_of_a_subject_with_several_scans_each_is_edited(tmp_path: Path) -> None:
+def test_of_a_subject_with_several_scans_each_is_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "reproduce_cdm.py"))
     scans = [Scan(tmp_path / f"sub-01_ses-{ses}_T1w.nii.gz", "sub-01", f"ses-{ses}", 30.0, "F", None) for ses in "12"]
-    assert [script["stem"](scan) for scan in scans] == ["sub-01_ses-1_T1w", "sub-01_ses-2_T1w"]
+    markers: list[str] = []
+
+    def all_of(jobs: list[Any], processes: int, label: str) -> float:
+        markers.extend(job.args[0].name for job in jobs)
+        return 0.0
+
+    monkeypatch.setitem(script["edit_all"].__globals__, "all_of", all_of)
+    options = SimpleNamespace(work=tmp_path, processes=1)
+    script["edit_all"](None, options, scans, ["twin"], lambda age: ["+10"], tmp_path / "edits")
+    assert len(markers) == len(set(markers)) == 2, "what one scan's edits took says nothing of the other's"
 
 
 def test_a_cohorts_few_are_a_cohort_by_links(tmp_path: Path) -> None:

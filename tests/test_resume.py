@@ -54,7 +54,7 @@ for number in [signal.SIGTERM, signal.SIGUSR1] * 20:
 """
 
 
-def _lines(out: Path) -> list[dict[str, float]]:
+def logged(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").open()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
@@ -64,7 +64,7 @@ def _same(ours: Path, theirs: Path) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    assert _lines(ours) == _lines(theirs)
+    assert logged(ours) == logged(theirs)
 
 
 def test_signals_at_any_moment_change_no_bit(tmp_path: Path) -> None:

@@ -245,6 +245,8 @@ def test_what_was_not_insisted_on_is_left_out(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.count("ms_ssim is left out") == 2
     with pytest.raises(InputError, match="is not on the grid of"):
         _compared(sets, "real", ("fid", "ms-ssim"), True, 0)
+    several = _compared({**sets, "other": sets["made"]}, "real", ("fid", "ms-ssim"), True, 0)
+    assert [row.metric for name in ("made", "other") for row in several[name].rows] == ["fid", "fid"], "of several sets"
 
 
 def test_a_set_too_small_for_a_score_goes_without(capsys: pytest.CaptureFixture[str]) -> None:

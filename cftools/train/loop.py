@@ -203,9 +203,8 @@ def train(
                 taken = _timed(partial(state.save, path))
                 next_save = time.monotonic() + BETWEEN_STATES * taken if taken > 1 else 0.0
             if stops:
-                processes.any(
-                    False
-                )  # nobody leaves before it is written: who starts processes ends them with the first
+                # Nobody leaves before it is written: who starts processes ends all with the first that does.
+                processes.any(False)
                 raise Stopped(
                     f"stopped by {request.name or 'a signal'} after step {done} of {schedule.steps}; "
                     f"{out} holds its state: the same command goes on from there"
